@@ -1,0 +1,126 @@
+"""h_<i of Eq. 1: what later steps can see of earlier ones, the keys and values of every layer.
+
+Shapes, here and in all files: B batch, T new tokens, S slots seen (cache + T), P prefix, H heads, D head size,
+C = H·D, L layers, V vocabulary, K beams.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+
+class Cache:
+    """The past of B rows. Slots are in the order of the calls; positions and masks follow from the cache alone.
+
+    keys, values: per layer (B, H, S, D); real (B, S): slots that later tokens may see; next (B,): the position of
+    the row's next token; paths (B, K, S) or None: while K beams share a row, the slots that each beam sees.
+    """
+
+    def __init__(self, batch: int, n_layer: int, n_head: int, head_size: int, like: Tensor):
+        empty = like.new_empty(batch, n_head, 0, head_size)
+        self.keys = [empty] * n_layer
+        self.values = [empty] * n_layer
+        self.real = torch.empty(batch, 0, dtype=torch.bool, device=like.device)
+        self.next = torch.zeros(batch, dtype=torch.long, device=like.device)
+        self.paths: Tensor | None = None
+        self.reserved = False
+
+    def __len__(self) -> int:
+        """Slots, S."""
+        return self.real.shape[1]
+
+    def splice(self, prefix: Tensor, real: Tensor | None = None, shift: bool = True) -> None:
+        """Eq. 3, first case: P_theta (P, 2·L·C), or one for each row (B, P, 2·L·C), becomes the next P slots.
+
+        real (B, P) masks the padding of rows with shorter prefixes. `shift` counts the prefix as P positions.
+        """
+        B, L, H, D = len(self.real), len(self.keys), self.keys[0].shape[1], self.keys[0].shape[3]
+        P = prefix.shape[-2]
+        if real is None:
+            real = self.real.new_ones(B, P)
+        self._claim(real, real.sum(1) if shift else 0)
+        # Eq. 3: h_i = P_theta[i, :] for i in P_idx
+        h = prefix.unflatten(-1, (2 * L, H, D)).expand(B, P, -1, -1, -1)  # (B, P, 2L, H, D)
+        for layer, (k, v) in enumerate(h.permute(2, 0, 3, 1, 4).unflatten(0, (L, 2))):  # (B, H, P, D) each
+            self.append(layer, k, v)
+
+    def advance(self, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Claims slots for T new tokens, valid (B, T) -> their positions (B, T) and what they see (B, 1, T, S + T).
+
+        A new token sees every real slot of the past and the new ones up to itself: the mask is aligned to the lower
+        right. Beams (`paths`) are siblings instead: each sees its own path and itself, and all have one position.
+        """
+        T = valid.shape[1]
+        itself = torch.eye(T, dtype=torch.bool, device=valid.device)
+        if self.paths is None:
+            positions = self.next[:, None] + (valid.cumsum(1) - 1).clamp(min=0)  # (B, T)
+            past = self.real[:, None, :].expand(-1, T, -1)  # (B, T, S)
+            # A padded token sees itself, though nobody sees it: softmax over no slot at all would be NaN.
+            new = (valid[:, None, :] & torch.ones_like(itself).tril()) | itself  # (B, T, T)
+            self._claim(valid, valid.sum(1))
+            return positions, torch.cat((past, new), 2)[:, None]
+        positions = self.next[:, None].expand(-1, T)  # (B, K)
+        self.paths = torch.cat((self.paths, itself.expand(len(valid), -1, -1)), 2)  # (B, K, S + K)
+        self._claim(valid, 1)
+        return positions, self.paths[:, None]
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Puts k, v (B, H, T, D) into the claimed slots -> the layer's keys and values (B, H, S, D) with them."""
+        S, T = len(self), k.shape[2]
+        if self.reserved:
+            self.keys[layer][:, :, S - T : S] = k
+            self.values[layer][:, :, S - T : S] = v
+            return self.keys[layer][:, :, :S], self.values[layer][:, :, :S]
+        # Rebinding, never writing in place: autograd needs the old tensors, and detaching would starve P_theta.
+        self.keys[layer] = torch.cat((self.keys[layer], k), 2)
+        self.values[layer] = torch.cat((self.values[layer], v), 2)
+        return self.keys[layer], self.values[layer]
+
+    def branch(self, beams: int) -> None:
+        """From here on each row holds K beams, all with the row's past: the tokens of a call are siblings."""
+        self.paths = self.real[:, None, :].expand(-1, beams, -1)  # (B, K, S)
+
+    def follow(self, parents: Tensor) -> None:
+        """Beam k goes on from beam parents[b, k]: only the mask is permuted, no key or value moves."""
+        self.paths = self.paths.gather(1, parents[:, :, None].expand(-1, -1, len(self)))  # (B, K, S)
+
+    def reserve(self, slots: int) -> None:
+        """Makes room for `slots` more once, so that decoding copies no past; only where no gradient flows."""
+        for held in (self.keys, self.values):
+            for layer, old in enumerate(held):
+                held[layer] = torch.nn.functional.pad(
+                    old[:, :, : len(self)], (0, 0, 0, slots)
+                )  # (B, H, S+slots, D)
+        self.reserved = True
+
+    def __getitem__(self, rows: Tensor) -> "Cache":
+        """A cache of the chosen rows (any order, repeats allowed): to drop finished ones, or give each its copies."""
+        chosen = object.__new__(Cache)
+        chosen.keys = [k[rows] for k in self.keys]
+        chosen.values = [v[rows] for v in self.values]
+        chosen.real, chosen.next = self.real[rows], self.next[rows]
+        chosen.paths = None if self.paths is None else self.paths[rows]
+        chosen.reserved = self.reserved
+        return chosen
+
+    def _claim(self, real: Tensor, positions: Tensor | int) -> None:
+        self.real = torch.cat((self.real, real), 1)  # (B, S + T)
+        self.next = self.next + positions
+
+
+def pad_right(rows: list[list[int]], value: int = 0) -> tuple[Tensor, Tensor]:
+    """Rows of ids -> (B, T) long, filled with `value` at the end, and a mask (B, T) of what is real."""
+    ids = pad_sequence(
+        [torch.tensor(row, dtype=torch.long) for row in rows], batch_first=True, padding_value=value
+    )
+    return ids, torch.arange(ids.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]
+
+
+def stack_prefixes(prefixes: list[Tensor | None], width: int) -> tuple[Tensor, Tensor]:
+    """One P_theta (P, width) or None for each row -> (B, P, width), padded with zeros, and which are real (B, P)."""
+    lengths = torch.tensor([0 if p is None else len(p) for p in prefixes])
+    stacked = torch.zeros(len(prefixes), int(lengths.max()), width)
+    for row, prefix in enumerate(prefixes):
+        if prefix is not None:
+            stacked[row, : len(prefix)] = prefix
+    return stacked, torch.arange(stacked.shape[1]) < lengths[:, None]

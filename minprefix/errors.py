@@ -1,0 +1,5 @@
+"""The one exception that means "the input is at fault, not the code"."""
+
+
+class InputError(ValueError):
+    """One clear sentence for the user: what was wrong, where, and what to do. The commands exit with code 2."""

@@ -1,0 +1,82 @@
+"""P_theta of Eq. 3: free activations, trained directly or through an MLP, and what of them is stored."""
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from minprefix.cache import Cache
+
+
+class DirectPrefix(nn.Module):
+    """theta is P_theta itself, (P, 2·L·C): row i holds the keys and values of slot i in every layer."""
+
+    def __init__(self, length: int, width: int):
+        super().__init__()
+        self.P = nn.Parameter(torch.randn(length, width))
+
+    def forward(self) -> Tensor:
+        return self.P
+
+
+class MLPPrefix(nn.Module):
+    """Sec. 4.3: theta is a small P' (P, C) and an MLP that all slots share; it is dropped after training."""
+
+    def __init__(self, length: int, n_embd: int, width: int, hidden: int):
+        super().__init__()
+        self.P = nn.Parameter(torch.randn(length, n_embd))
+        self.mlp = nn.Sequential(nn.Linear(n_embd, hidden), nn.Tanh(), nn.Linear(hidden, width))
+
+    def forward(self) -> Tensor:
+        # Sec. 4.3: P_theta[i, :] = MLP_theta(P'_theta[i, :])
+        return self.mlp(self.P)  # (P, C) -> (P, 2·L·C)
+
+
+@dataclass(frozen=True)
+class SavedPrefix:
+    """What is left of a training: the content of a .pt file, as hub.py writes it.
+
+    sites: P_theta (P, 2·L·C) for each place where it is spliced: "decoder" (before x) or "infix" (between x and y).
+    base: name, config and fingerprint of the frozen LM. tensors: what changed in it, for method "full".
+    """
+
+    method: str
+    sites: dict[str, Tensor]
+    positions: str
+    base: dict
+    config: dict
+    metrics: dict
+    data: str
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+
+
+def pack(cache: Cache) -> Tensor:
+    """The first row's activations as P_theta, (S, 2·L·C): for each layer its keys, then its values (PEFT's layout)."""
+    h = torch.stack([kv[0] for pair in zip(cache.keys, cache.values) for kv in pair])  # (2L, H, S, D)
+    return h.permute(2, 0, 1, 3).flatten(1)  # (S, 2·L·C)
+
+
+def read_activations(lm, ids: list[int], length: int) -> Tensor:
+    """Sec. 7.4: what the LM computes for real words, (length, 2·L·C); the words are repeated to that length."""
+    words = torch.tensor([ids[i % len(ids)] for i in range(length)], device=lm.wte.weight.device)
+    return compute_activations(lm, lm.wte(words)).detach()
+
+
+def compute_activations(lm, embeds: Tensor) -> Tensor:
+    """Sec. 7.2: only embeddings (P, C) are free, the frozen LM computes their layers -> P_theta (P, 2·L·C)."""
+    cache = lm.empty_cache(1)
+    lm.hidden(None, cache, embeds=embeds[None])
+    return pack(cache)
+
+
+def fit(theta: MLPPrefix, target: Tensor, steps: int = 500, lr: float = 1e-3) -> float:
+    """Sec. 7.4 through the MLP: Adam on the squared distance to real words' activations -> the last distance."""
+    optimizer = torch.optim.Adam(theta.parameters(), lr=lr)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = F.mse_loss(theta(), target)
+        loss.backward()
+        optimizer.step()
+    return loss.item()

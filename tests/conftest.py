@@ -1,0 +1,59 @@
+"""Tiny random models in the shapes of both sides: ours and, where it is installed, transformers'."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+
+from minprefix.gpt2 import GPT2, GPT2Config
+
+
+def make_gpt2(
+    seed: int = 0, vocab_size: int = 40, n_layer: int = 2, n_head: int = 2, n_embd: int = 32
+) -> GPT2:
+    """A random GPT-2 with large weights, so that its distributions are far from uniform; frozen, in eval mode."""
+    torch.manual_seed(seed)
+    lm = GPT2(GPT2Config(vocab_size, 128, n_embd, n_layer, n_head))
+    for parameter in lm.parameters():
+        parameter.data.normal_(std=0.3)
+    return lm.eval().requires_grad_(False)
+
+
+def as_transformers(lm: GPT2):
+    """The same model as transformers' GPT2LMHeadModel."""
+    transformers = pytest.importorskip(
+        "transformers", reason="transformers is a test dependency: pip install .[test]"
+    )
+    c = lm.config
+    config = transformers.GPT2Config(
+        vocab_size=c.vocab_size,
+        n_positions=c.n_positions,
+        n_embd=c.n_embd,
+        n_layer=c.n_layer,
+        n_head=c.n_head,
+        attn_pdrop=0.0,
+        embd_pdrop=0.0,
+        resid_pdrop=0.0,
+        bos_token_id=c.bos_token_id,
+        eos_token_id=c.eos_token_id,
+        pad_token_id=c.eos_token_id,
+    )
+    theirs = transformers.GPT2LMHeadModel(config).eval()
+    theirs.transformer.load_state_dict(lm.state_dict())
+    return theirs
+
+
+def pad_left(rows: list[list[int]], value: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """ids and attention mask (B, T), as transformers' generate expects a batch."""
+    width = max(map(len, rows))
+    ids = torch.tensor([[value] * (width - len(row)) + row for row in rows])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+    return ids, mask
+
+
+def random_sources(seed: int, count: int = 3, vocab_size: int = 40, longest: int = 12) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, longest, (count,), generator=generator).tolist()
+    return [torch.randint(1, vocab_size, (n,), generator=generator).tolist() for n in lengths]
