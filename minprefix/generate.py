@@ -1,0 +1,229 @@
+"""Decoding: greedy, sampling, and beam search with length normalisation as a tree in one row of the cache."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from minprefix.cache import Cache, pad_right, stack_prefixes
+from minprefix.errors import InputError
+
+NEVER = -1e9  # the score of a beam that does not exist yet
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to decode; senseless combinations are refused here and nowhere else."""
+
+    beams: int
+    max_new_tokens: int
+    min_new_tokens: int
+    length_penalty: float
+    sample: bool
+    temperature: float
+    top_k: int
+    top_p: float
+    banned: tuple[int, ...]
+
+    def __post_init__(self):
+        checks = (
+            (self.beams >= 1, f"beams is {self.beams}: it must be at least 1"),
+            (self.max_new_tokens >= 1, f"max_new_tokens is {self.max_new_tokens}: it must be at least 1"),
+            (
+                0 <= self.min_new_tokens <= self.max_new_tokens,
+                f"min_new_tokens is {self.min_new_tokens}: it must lie between 0 and max_new_tokens",
+            ),
+            (
+                self.temperature > 0,
+                f"temperature is {self.temperature}: it must be above 0 (greedy is beams=1)",
+            ),
+            (self.top_k >= 0, f"top_k is {self.top_k}: it must be 0 (no limit) or more"),
+            (0 < self.top_p <= 1, f"top_p is {self.top_p}: it must be above 0 and at most 1"),
+            (not (self.sample and self.beams > 1), "sampling draws one text a source: set beams to 1"),
+        )
+        for good, problem in checks:
+            if not good:
+                raise InputError(problem)
+
+
+@torch.inference_mode()
+def generate(
+    lm,
+    sources: list[list[int]],
+    prefix=None,
+    beams: int = 5,
+    max_new_tokens: int = 100,
+    min_new_tokens: int = 0,
+    length_penalty: float = 1.0,
+    sample: bool = False,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    banned: tuple[int, ...] = (),
+    seed: int = 0,
+    batch_size: int = 32,
+) -> list[list[int]]:
+    """Continues each source -> its generated ids, EOS cut, in the order of the sources.
+
+    sources: GPT-2 continues them as they are (for a tuned prefix they end with the separator, see data.py).
+    prefix: a SavedPrefix for all rows, or a list with one (or None) for each row, of any lengths and methods.
+    beams=1 is greedy, or draws from softmax(logits / temperature) with sample=True; top_k=0 and top_p=1 cut nothing.
+    Hypotheses are ranked by sum log p / |y|^length_penalty (Sec. 5.3), |y| counting the EOS. `banned` ids are never
+    generated. InputError when an option makes no sense or a row does not fit the position table.
+    """
+    options = Options(
+        beams,
+        max_new_tokens,
+        min_new_tokens,
+        length_penalty,
+        sample,
+        temperature,
+        top_k,
+        top_p,
+        tuple(banned),
+    )
+    prefixes = prefix if isinstance(prefix, list) else [prefix] * len(sources)
+    check_rows(lm, sources, prefixes, max_new_tokens)
+    generator = torch.Generator(lm.wte.weight.device).manual_seed(seed)
+    outputs: list[list[int]] = [[] for _ in sources]
+    by_length = sorted(range(len(sources)), key=lambda row: len(sources[row]))
+    for start in range(0, len(sources), batch_size):
+        rows = by_length[start : start + batch_size]
+        cache, ids = prefill(lm, [sources[row] for row in rows], [prefixes[row] for row in rows])
+        cache.reserve(max_new_tokens * beams)
+        if beams == 1:
+            found = decode_tokens(lm, cache, ids, options, generator)
+        else:
+            found = search_beams(lm, cache, ids, options)
+        for row, tokens in zip(rows, found):
+            outputs[row] = tokens
+    return outputs
+
+
+def check_rows(lm, sources: list[list[int]], prefixes: list, max_new_tokens: int) -> None:
+    if len(prefixes) != len(sources):
+        raise InputError(
+            f"{len(prefixes)} prefixes for {len(sources)} sources: give one prefix, or one for each source"
+        )
+    for row, (source, prefix) in enumerate(zip(sources, prefixes)):
+        if not source:
+            raise InputError(f"source {row} is empty: give at least one token")
+        length = sum(len(p) for p in prefix.sites.values()) if prefix else 0
+        needed = length + len(source) + max_new_tokens
+        if needed > lm.config.n_positions:
+            raise InputError(
+                f"source {row} needs {needed} positions (prefix {length} + source {len(source)} + max_new_tokens "
+                f"{max_new_tokens}), but the model has {lm.config.n_positions}: shorten the source or max_new_tokens"
+            )
+
+
+def prefill(lm, sources: list[list[int]], prefixes: list) -> tuple[Cache, Tensor]:
+    """Reads the sources behind their prefixes -> the cache, and each row's first token to continue from (B, 1)."""
+    device = lm.wte.weight.device
+    halves = [lm.split(source) for source in sources]
+    x, mask = pad_right([x for x, _ in halves])  # (B, T)
+    cache = lm.read(x.to(device), mask.to(device), gather_prefixes(prefixes))
+    return cache, torch.tensor([[first] for _, first in halves], device=device)
+
+
+def gather_prefixes(prefixes: list) -> dict[str, tuple[Tensor, Tensor | None]]:
+    """For each site that some row uses: P_theta and its mask; one copy where all rows share one prefix."""
+    if prefixes[0] is not None and all(prefix is prefixes[0] for prefix in prefixes):
+        return {site: (P_theta, None) for site, P_theta in prefixes[0].sites.items()}
+    sites = {
+        site: P_theta.shape[1] for prefix in prefixes if prefix for site, P_theta in prefix.sites.items()
+    }
+    return {
+        site: stack_prefixes([prefix.sites.get(site) if prefix else None for prefix in prefixes], width)
+        for site, width in sites.items()
+    }
+
+
+def decode_tokens(
+    lm, cache: Cache, ids: Tensor, options: Options, generator: torch.Generator
+) -> list[list[int]]:
+    """One token a step and row, the likeliest or a drawn one; rows that end leave the batch."""
+    outputs: list[list[int]] = [[] for _ in ids]
+    rows = torch.arange(len(ids), device=ids.device)
+    for step in range(options.max_new_tokens):
+        logits = forbid(lm(ids, cache)[:, -1].float(), step, lm.config.eos_token_id, options)  # (B, V)
+        ids = (
+            draw(logits, options, generator) if options.sample else logits.argmax(-1, keepdim=True)
+        )  # (B, 1)
+        going = ids[:, 0] != lm.config.eos_token_id
+        if not going.all():
+            cache, rows, ids = cache[going], rows[going], ids[going]
+        for row, token in zip(rows.tolist(), ids[:, 0].tolist()):
+            outputs[row].append(token)
+        if not len(rows):
+            break
+    return outputs
+
+
+def search_beams(lm, cache: Cache, ids: Tensor, options: Options) -> list[list[int]]:
+    """The best of K beams for each row. The beams share the row's prefix and source: a step appends K slots."""
+    B, K, eos = len(ids), options.beams, lm.config.eos_token_id
+    rows = list(range(B))
+    finished: list[list[tuple[float, list[int]]]] = [[] for _ in rows]
+    tokens = ids.new_empty(B, K, 0)
+    scores = torch.full((B, K), NEVER, device=ids.device)
+    scores[:, 0] = 0.0  # only one beam exists, or all would propose the same
+    h = lm.hidden(ids, cache).expand(-1, K, -1)  # (B, K, C)
+    cache.branch(K)
+    for length in range(1, options.max_new_tokens + 1):
+        log_p = forbid(lm.logits(h).float().log_softmax(-1), length - 1, eos, options)  # (B, K, V)
+        # 2K candidates, so that K go on even if K of them end here.
+        best, flat = (scores[:, :, None] + log_p).flatten(1).topk(2 * K)  # (B, 2K)
+        parents, token = flat // log_p.shape[-1], flat % log_p.shape[-1]
+        grown = torch.cat(
+            (tokens.gather(1, parents[:, :, None].expand(-1, -1, length - 1)), token[:, :, None]), 2
+        )
+        ends = (token == eos) | (length == options.max_new_tokens)
+        for row, *candidates in zip(rows, best[:, :K].tolist(), ends[:, :K].tolist(), grown[:, :K].tolist()):
+            keep_finished(finished[row], K, length**options.length_penalty, candidates, eos)
+        scores, running = (best + ends * NEVER).topk(K)  # (B, K)
+        tokens = grown.gather(1, running[:, :, None].expand(-1, -1, length))  # (B, K, length)
+        cache.follow(parents.gather(1, running))
+        going = [
+            i
+            for i, row in enumerate(rows)
+            if can_improve(finished[row], K, scores[i, 0] / length**options.length_penalty)
+        ]
+        if not going or length == options.max_new_tokens:
+            break
+        if len(going) < len(rows):
+            cache, scores, tokens, rows = cache[going], scores[going], tokens[going], [rows[i] for i in going]
+        h = lm.hidden(tokens[:, :, -1], cache)  # (B, K, C)
+    return [max(hypotheses)[1] for hypotheses in finished]
+
+
+def keep_finished(finished: list, K: int, divisor: float, candidates: list, eos: int) -> None:
+    """Adds what ended among the best K candidates, score = sum log p / |y|^alpha, and keeps the best K ever."""
+    for log_p, ended, tokens in zip(*candidates):
+        if ended and log_p > NEVER:
+            finished.append((log_p / divisor, tokens[:-1] if tokens[-1] == eos else tokens))
+    finished.sort(key=lambda hypothesis: -hypothesis[0])
+    del finished[K:]
+
+
+def can_improve(finished: list, K: int, best_running: Tensor) -> bool:
+    """Whether a running beam, ended now, would still beat the worst of K finished hypotheses."""
+    return len(finished) < K or float(best_running) > finished[-1][0]
+
+
+def forbid(scores: Tensor, generated: int, eos: int, options: Options) -> Tensor:
+    """Scores (..., V) with what may not come next at -inf: banned tokens, and EOS before min_new_tokens."""
+    banned = [*options.banned, *([eos] if generated < options.min_new_tokens else [])]
+    if banned:
+        scores[..., banned] = -torch.inf
+    return scores
+
+
+def draw(logits: Tensor, options: Options, generator: torch.Generator) -> Tensor:
+    """One token a row (B, 1) from the top_k likeliest, of these the fewest that hold top_p of the probability."""
+    logits, token = (logits / options.temperature).sort(descending=True)  # (B, V)
+    if options.top_k:
+        logits[:, options.top_k :] = -torch.inf
+    p = logits.softmax(-1)
+    p[p.cumsum(-1) - p >= options.top_p] = 0  # never the likeliest: nothing comes before it
+    return token.gather(1, p.multinomial(1, generator=generator))
