@@ -1,7 +1,7 @@
 """h_<i of Eq. 1: what later steps can see of earlier ones, the keys and values of every layer.
 
-Shapes, here and in all files: B batch, T new tokens, S slots seen (cache + T), P prefix, H heads, D head size,
-C = H·D, L layers, V vocabulary, K beams.
+Shapes, here and in all files: B batch, T new tokens, S slots seen (cache + T), P prefix, H heads, D head
+size, C = H·D, L layers, V vocabulary, K beams.
 """
 
 import torch
@@ -10,10 +10,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 
 class Cache:
-    """The past of B rows. Slots are in the order of the calls; positions and masks follow from the cache alone.
+    """The past of B rows, in the order of the calls; positions and masks follow from the cache alone.
 
-    keys, values: per layer (B, H, S, D); real (B, S): slots that later tokens may see; next (B,): the position of
-    the row's next token; paths (B, K, S) or None: while K beams share a row, the slots that each beam sees.
+    keys, values: per layer (B, H, S, D); real (B, S): slots that later tokens may see; next (B,): the
+    position of the row's next token; paths (B, K, S) or None: while K beams share a row, the slots that each
+    beam sees.
     """
 
     def __init__(self, batch: int, n_layer: int, n_head: int, head_size: int, like: Tensor):
@@ -40,15 +41,16 @@ class Cache:
             real = self.real.new_ones(B, P)
         self._claim(real, real.sum(1) if shift else 0)
         # Eq. 3: h_i = P_theta[i, :] for i in P_idx
-        h = prefix.unflatten(-1, (2 * L, H, D)).expand(B, P, -1, -1, -1)  # (B, P, 2L, H, D)
+        h = prefix.to(self.keys[0]).unflatten(-1, (2 * L, H, D)).expand(B, P, -1, -1, -1)  # (B, P, 2L, H, D)
         for layer, (k, v) in enumerate(h.permute(2, 0, 3, 1, 4).unflatten(0, (L, 2))):  # (B, H, P, D) each
             self.append(layer, k, v)
 
     def advance(self, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """Claims slots for T new tokens, valid (B, T) -> their positions (B, T) and what they see (B, 1, T, S + T).
+        """Claims slots for T new tokens, valid (B, T) -> positions (B, T) and what each sees (B, 1, T, S).
 
-        A new token sees every real slot of the past and the new ones up to itself: the mask is aligned to the lower
-        right. Beams (`paths`) are siblings instead: each sees its own path and itself, and all have one position.
+        A new token sees every real slot of the past and the new ones up to itself: the mask is aligned to the
+        lower right. Beams (`paths`) are siblings instead: each sees its own path and itself, and all have one
+        position.
         """
         T = valid.shape[1]
         itself = torch.eye(T, dtype=torch.bool, device=valid.device)
@@ -65,13 +67,14 @@ class Cache:
         return positions, self.paths[:, None]
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Puts k, v (B, H, T, D) into the claimed slots -> the layer's keys and values (B, H, S, D) with them."""
+        """Puts k, v (B, H, T, D) into the claimed slots -> all keys and values of the layer (B, H, S, D)."""
         S, T = len(self), k.shape[2]
         if self.reserved:
             self.keys[layer][:, :, S - T : S] = k
             self.values[layer][:, :, S - T : S] = v
             return self.keys[layer][:, :, :S], self.values[layer][:, :, :S]
-        # Rebinding, never writing in place: autograd needs the old tensors, and detaching would starve P_theta.
+        # Rebinding, never writing in place: autograd needs the old tensors, and detaching would starve
+        # P_theta.
         self.keys[layer] = torch.cat((self.keys[layer], k), 2)
         self.values[layer] = torch.cat((self.values[layer], v), 2)
         return self.keys[layer], self.values[layer]
@@ -82,7 +85,7 @@ class Cache:
 
     def follow(self, parents: Tensor) -> None:
         """Beam k goes on from beam parents[b, k]: only the mask is permuted, no key or value moves."""
-        self.paths = self.paths.gather(1, parents[:, :, None].expand(-1, -1, len(self)))  # (B, K, S)
+        self.paths = self.paths.take_along_dim(parents[:, :, None], 1)  # (B, K, S)
 
     def reserve(self, slots: int) -> None:
         """Makes room for `slots` more once, so that decoding copies no past; only where no gradient flows."""
@@ -94,7 +97,9 @@ class Cache:
         self.reserved = True
 
     def __getitem__(self, rows: Tensor) -> "Cache":
-        """A cache of the chosen rows (any order, repeats allowed): to drop finished ones, or give each its copies."""
+        """A cache of the chosen rows (any order, repeats allowed): to drop finished ones, or give each its
+        copies.
+        """
         chosen = object.__new__(Cache)
         chosen.keys = [k[rows] for k in self.keys]
         chosen.values = [v[rows] for v in self.values]
@@ -117,7 +122,9 @@ def pad_right(rows: list[list[int]], value: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def stack_prefixes(prefixes: list[Tensor | None], width: int) -> tuple[Tensor, Tensor]:
-    """One P_theta (P, width) or None for each row -> (B, P, width), padded with zeros, and which are real (B, P)."""
+    """One P_theta (P, width) or None for each row -> (B, P, width), padded with zeros, and which are real (B,
+    P).
+    """
     lengths = torch.tensor([0 if p is None else len(p) for p in prefixes])
     stacked = torch.zeros(len(prefixes), int(lengths.max()), width)
     for row, prefix in enumerate(prefixes):

@@ -2,4 +2,4 @@
 
 
 class InputError(ValueError):
-    """One clear sentence for the user: what was wrong, where, and what to do. The commands exit with code 2."""
+    """One sentence for the user: what was wrong, where, and what to do. The commands exit with 2."""

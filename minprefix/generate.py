@@ -65,23 +65,15 @@ def generate(
 ) -> list[list[int]]:
     """Continues each source -> its generated ids, EOS cut, in the order of the sources.
 
-    sources: GPT-2 continues them as they are (for a tuned prefix they end with the separator, see data.py).
+    sources: GPT-2 continues them as they are (texts.encode_source adds the separator before y).
     prefix: a SavedPrefix for all rows, or a list with one (or None) for each row, of any lengths and methods.
-    beams=1 is greedy, or draws from softmax(logits / temperature) with sample=True; top_k=0 and top_p=1 cut nothing.
-    Hypotheses are ranked by sum log p / |y|^length_penalty (Sec. 5.3), |y| counting the EOS. `banned` ids are never
-    generated. InputError when an option makes no sense or a row does not fit the position table.
+    beams=1 is greedy, or draws from softmax(logits / temperature) with sample=True; top_k=0 and top_p=1 cut
+    nothing. Hypotheses are ranked by sum log p / |y|^length_penalty (Sec. 5.3), |y| counting the EOS.
+    `banned` ids are never generated. InputError when an option makes no sense or a row does not fit the
+    position table.
     """
-    options = Options(
-        beams,
-        max_new_tokens,
-        min_new_tokens,
-        length_penalty,
-        sample,
-        temperature,
-        top_k,
-        top_p,
-        tuple(banned),
-    )
+    limits = (max_new_tokens, min_new_tokens, length_penalty)
+    options = Options(beams, *limits, sample, temperature, top_k, top_p, tuple(banned))
     prefixes = prefix if isinstance(prefix, list) else [prefix] * len(sources)
     check_rows(lm, sources, prefixes, max_new_tokens)
     generator = torch.Generator(lm.wte.weight.device).manual_seed(seed)
@@ -112,13 +104,13 @@ def check_rows(lm, sources: list[list[int]], prefixes: list, max_new_tokens: int
         needed = length + len(source) + max_new_tokens
         if needed > lm.config.n_positions:
             raise InputError(
-                f"source {row} needs {needed} positions (prefix {length} + source {len(source)} + max_new_tokens "
-                f"{max_new_tokens}), but the model has {lm.config.n_positions}: shorten the source or max_new_tokens"
+                f"source {row} needs {needed} positions (prefix {length}, source {len(source)}, "
+                f"max_new_tokens {max_new_tokens}), but the model has {lm.config.n_positions}: shorten one"
             )
 
 
 def prefill(lm, sources: list[list[int]], prefixes: list) -> tuple[Cache, Tensor]:
-    """Reads the sources behind their prefixes -> the cache, and each row's first token to continue from (B, 1)."""
+    """Reads the sources and their prefixes -> the cache, and the token that each row goes on from (B, 1)."""
     device = lm.wte.weight.device
     halves = [lm.split(source) for source in sources]
     x, mask = pad_right([x for x, _ in halves])  # (B, T)
@@ -147,9 +139,7 @@ def decode_tokens(
     rows = torch.arange(len(ids), device=ids.device)
     for step in range(options.max_new_tokens):
         logits = forbid(lm(ids, cache)[:, -1].float(), step, lm.config.eos_token_id, options)  # (B, V)
-        ids = (
-            draw(logits, options, generator) if options.sample else logits.argmax(-1, keepdim=True)
-        )  # (B, 1)
+        ids = draw(logits, options, generator) if options.sample else logits.argmax(-1)[:, None]  # (B, 1)
         going = ids[:, 0] != lm.config.eos_token_id
         if not going.all():
             cache, rows, ids = cache[going], rows[going], ids[going]
@@ -161,54 +151,55 @@ def decode_tokens(
 
 
 def search_beams(lm, cache: Cache, ids: Tensor, options: Options) -> list[list[int]]:
-    """The best of K beams for each row. The beams share the row's prefix and source: a step appends K slots."""
+    """The best of K beams for each row: they share the row's prefix and source, a step appends K slots."""
     B, K, eos = len(ids), options.beams, lm.config.eos_token_id
     rows = list(range(B))
     finished: list[list[tuple[float, list[int]]]] = [[] for _ in rows]
     tokens = ids.new_empty(B, K, 0)
     scores = torch.full((B, K), NEVER, device=ids.device)
-    scores[:, 0] = 0.0  # only one beam exists, or all would propose the same
+    scores[:, 0] = 0.0  # one beam exists so far, or all would propose the same
     h = lm.hidden(ids, cache).expand(-1, K, -1)  # (B, K, C)
     cache.branch(K)
     for length in range(1, options.max_new_tokens + 1):
         log_p = forbid(lm.logits(h).float().log_softmax(-1), length - 1, eos, options)  # (B, K, V)
-        # 2K candidates, so that K go on even if K of them end here.
-        best, flat = (scores[:, :, None] + log_p).flatten(1).topk(2 * K)  # (B, 2K)
-        parents, token = flat // log_p.shape[-1], flat % log_p.shape[-1]
-        grown = torch.cat(
-            (tokens.gather(1, parents[:, :, None].expand(-1, -1, length - 1)), token[:, :, None]), 2
-        )
+        best, parents, token = propose(scores[:, :, None] + log_p, 2 * K)  # (B, 2K), so that K can go on
+        grown = torch.cat((tokens.take_along_dim(parents[:, :, None], 1), token[:, :, None]), 2)
         ends = (token == eos) | (length == options.max_new_tokens)
+        alpha = length**options.length_penalty
         for row, *candidates in zip(rows, best[:, :K].tolist(), ends[:, :K].tolist(), grown[:, :K].tolist()):
-            keep_finished(finished[row], K, length**options.length_penalty, candidates, eos)
+            keep_finished(finished[row], K, alpha, candidates, eos)
         scores, running = (best + ends * NEVER).topk(K)  # (B, K)
-        tokens = grown.gather(1, running[:, :, None].expand(-1, -1, length))  # (B, K, length)
+        tokens = grown.take_along_dim(running[:, :, None], 1)  # (B, K, length)
         cache.follow(parents.gather(1, running))
-        going = [
-            i
-            for i, row in enumerate(rows)
-            if can_improve(finished[row], K, scores[i, 0] / length**options.length_penalty)
-        ]
+        hopes = (scores[:, 0] / alpha).tolist()
+        going = [i for i, row in enumerate(rows) if can_improve(finished[row], K, hopes[i])]
         if not going or length == options.max_new_tokens:
             break
         if len(going) < len(rows):
             cache, scores, tokens, rows = cache[going], scores[going], tokens[going], [rows[i] for i in going]
         h = lm.hidden(tokens[:, :, -1], cache)  # (B, K, C)
-    return [max(hypotheses)[1] for hypotheses in finished]
+    return [hypotheses[0][1] if hypotheses else [] for hypotheses in finished]
 
 
-def keep_finished(finished: list, K: int, divisor: float, candidates: list, eos: int) -> None:
-    """Adds what ended among the best K candidates, score = sum log p / |y|^alpha, and keeps the best K ever."""
+def propose(scores: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The best continuations by scores (B, K, V) -> their scores, parent beams and tokens (B, count)."""
+    best, flat = scores.flatten(1).topk(count)
+    return best, flat // scores.shape[-1], flat % scores.shape[-1]
+
+
+def keep_finished(finished: list, K: int, alpha: float, candidates: list, eos: int) -> None:
+    """Adds what ended among the best K candidates, and keeps the best K ever, the best first."""
     for log_p, ended, tokens in zip(*candidates):
         if ended and log_p > NEVER:
-            finished.append((log_p / divisor, tokens[:-1] if tokens[-1] == eos else tokens))
+            # Sec. 5.3: sum log p / |y|^alpha; |y| counts the EOS, the returned tokens do not hold it
+            finished.append((log_p / alpha, tokens[:-1] if tokens[-1] == eos else tokens))
     finished.sort(key=lambda hypothesis: -hypothesis[0])
     del finished[K:]
 
 
-def can_improve(finished: list, K: int, best_running: Tensor) -> bool:
-    """Whether a running beam, ended now, would still beat the worst of K finished hypotheses."""
-    return len(finished) < K or float(best_running) > finished[-1][0]
+def can_improve(finished: list, K: int, hope: float) -> bool:
+    """Whether the best running beam, were it to end now, would still beat the worst of K finished ones."""
+    return len(finished) < K or hope > finished[-1][0]
 
 
 def forbid(scores: Tensor, generated: int, eos: int, options: Options) -> Tensor:
@@ -220,7 +211,7 @@ def forbid(scores: Tensor, generated: int, eos: int, options: Options) -> Tensor
 
 
 def draw(logits: Tensor, options: Options, generator: torch.Generator) -> Tensor:
-    """One token a row (B, 1) from the top_k likeliest, of these the fewest that hold top_p of the probability."""
+    """A token for each row (B, 1), from the top_k likeliest and of these the fewest that hold top_p."""
     logits, token = (logits / options.temperature).sort(descending=True)  # (B, V)
     if options.top_k:
         logits[:, options.top_k :] = -torch.inf

@@ -92,7 +92,7 @@ class Block(nn.Module):
 
 
 class GPT2(nn.Module):
-    """GPT-2 as the recurrence of Eq. 1: every call reads new tokens and adds what they compute to the cache."""
+    """GPT-2 as the recurrence of Eq. 1: a call reads new tokens and adds what they compute to the cache."""
 
     def __init__(self, config: GPT2Config):
         super().__init__()
@@ -107,7 +107,9 @@ class GPT2(nn.Module):
     def forward(
         self, ids: Tensor, cache: Cache | None = None, attention_mask: Tensor | None = None
     ) -> Tensor:
-        """Logits (B, T, V) of the token after each of ids (B, T), long. attention_mask (B, T): 0 marks padding."""
+        """Logits (B, T, V) of the token after each of ids (B, T), long. attention_mask (B, T): 0 marks
+        padding.
+        """
         return self.logits(self.hidden(ids, cache, attention_mask))
 
     def hidden(
@@ -142,11 +144,14 @@ class GPT2(nn.Module):
         return Cache(batch, self.config.n_layer, n_head, n_embd // n_head, like=self.wte.weight)
 
     def split(self, source: list[int]) -> tuple[list[int], int]:
-        """What to read, and the token from which to continue: the source's last, so that an infix lies before it."""
+        """What to read, and the token from which to continue: the source's last, so that an infix lies before
+        it.
+        """
         return source[:-1], source[-1]
 
     def read(self, x: Tensor, mask: Tensor, prefixes: dict[str, tuple[Tensor, Tensor | None]]) -> Cache:
-        """Reads a condition, x (B, T) with its mask (B, T) and prefixes -> the cache from which y is continued.
+        """Reads a condition, x (B, T) with its mask (B, T) and prefixes -> the cache from which y is
+        continued.
 
         The order of the calls is the order of P_idx: [PREFIX; x; y] (Eq. 3) and [x; INFIX; y] (Sec. 7.3).
         """
@@ -162,6 +167,6 @@ class GPT2(nn.Module):
     def _check_positions(self, cache: Cache) -> None:
         if int(cache.next.max()) > self.config.n_positions:
             raise InputError(
-                f"prefix + source + target take {int(cache.next.max())} positions, but {self.config.name or 'the model'}"
-                f" has {self.config.n_positions}: shorten the source, the prefix or max_new_tokens"
+                f"prefix, source and target take {int(cache.next.max())} positions, but the model has "
+                f"{self.config.n_positions}: shorten the source, the prefix or max_new_tokens"
             )

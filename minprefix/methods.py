@@ -18,8 +18,8 @@ IGNORED = -100  # F.cross_entropy's mark for positions outside Y_idx
 def make_theta(lm, method: str, length: int, hidden: int, words: list[int]) -> nn.Module:
     """The parameters to train; the LM itself for "full", otherwise it is frozen.
 
-    hidden: width of the MLP of Sec. 4.3, 0 for a direct P_theta. words: ids whose activations start the prefix
-    (Sec. 7.4), none for a random start. Draws from torch's global generator.
+    hidden: width of the MLP of Sec. 4.3, 0 for a direct P_theta. words: ids whose activations start the
+    prefix (Sec. 7.4), none for a random start. Draws from torch's global generator.
     """
     if method not in METHODS:
         raise InputError(f"method={method} is unknown: choose one of {', '.join(METHODS)}")
@@ -55,15 +55,14 @@ def compute_sites(lm, method: str, theta: nn.Module) -> dict[str, Tensor]:
 
 
 def target_loss(lm, sites: dict[str, Tensor], batch: list[tuple[list[int], list[int]]]) -> tuple[Tensor, int]:
-    """-sum log p(y | x) over a batch of (source, y) ids, y with its EOS -> the loss in nats, and the number of tokens."""
+    """-sum log p(y | x) of a batch of (source, y) ids, y with its EOS, in nats; and how many tokens y has."""
     device = lm.wte.weight.device
     halves = [lm.split(source) for source, _ in batch]
     x, x_mask = pad_right([x for x, _ in halves])  # (B, |x|)
     inputs, y_mask = pad_right([[first, *y[:-1]] for (_, first), (_, y) in zip(halves, batch)])  # (B, |y|)
     targets, _ = pad_right([y for _, y in batch], IGNORED)  # (B, |y|)
-    cache = lm.read(
-        x.to(device), x_mask.to(device), {site: (P_theta, None) for site, P_theta in sites.items()}
-    )
+    prefixes = {site: (P_theta, None) for site, P_theta in sites.items()}
+    cache = lm.read(x.to(device), x_mask.to(device), prefixes)
     h = lm.hidden(inputs.to(device), cache, y_mask.to(device))  # (B, |y|, C)
     # Eq. 2: max sum_{i in Y_idx} log p(z_i | h_<i); logits for y only
     logits = lm.logits(h[y_mask.to(device)])  # (N, V)
@@ -74,9 +73,7 @@ def target_loss(lm, sites: dict[str, Tensor], batch: list[tuple[list[int], list[
 @torch.no_grad()
 def collapse(lm, method: str, theta: nn.Module, config: dict, data: str) -> SavedPrefix:
     """Sec. 4.3: drops the MLP; only P_theta is stored (or, for "full", the whole LM)."""
-    sites = {
-        site: P_theta.float().cpu().clone() for site, P_theta in compute_sites(lm, method, theta).items()
-    }
+    sites = {site: P_theta.float().cpu() for site, P_theta in compute_sites(lm, method, theta).items()}
     tensors = {name: tensor.cpu() for name, tensor in lm.state_dict().items()} if method == "full" else {}
     shape = dataclasses.asdict(lm.config)
     base = {"name": shape.pop("name"), "fingerprint": shape.pop("fingerprint"), "config": shape}

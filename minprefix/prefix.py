@@ -38,7 +38,7 @@ class MLPPrefix(nn.Module):
 class SavedPrefix:
     """What is left of a training: the content of a .pt file, as hub.py writes it.
 
-    sites: P_theta (P, 2·L·C) for each place where it is spliced: "decoder" (before x) or "infix" (between x and y).
+    sites: P_theta (P, 2·L·C) where it is spliced: "decoder" is before x, "infix" between x and y.
     base: name, config and fingerprint of the frozen LM. tensors: what changed in it, for method "full".
     """
 
@@ -53,26 +53,26 @@ class SavedPrefix:
 
 
 def pack(cache: Cache) -> Tensor:
-    """The first row's activations as P_theta, (S, 2·L·C): for each layer its keys, then its values (PEFT's layout)."""
+    """The first row's activations as P_theta (S, 2·L·C): a layer's keys, then its values (PEFT's layout)."""
     h = torch.stack([kv[0] for pair in zip(cache.keys, cache.values) for kv in pair])  # (2L, H, S, D)
     return h.permute(2, 0, 1, 3).flatten(1)  # (S, 2·L·C)
 
 
 def read_activations(lm, ids: list[int], length: int) -> Tensor:
-    """Sec. 7.4: what the LM computes for real words, (length, 2·L·C); the words are repeated to that length."""
+    """Sec. 7.4: what the LM computes for real words, repeated to a length -> P_theta (length, 2·L·C)."""
     words = torch.tensor([ids[i % len(ids)] for i in range(length)], device=lm.wte.weight.device)
     return compute_activations(lm, lm.wte(words)).detach()
 
 
 def compute_activations(lm, embeds: Tensor) -> Tensor:
-    """Sec. 7.2: only embeddings (P, C) are free, the frozen LM computes their layers -> P_theta (P, 2·L·C)."""
+    """Sec. 7.2: embeddings (P, C) are free, the frozen LM computes their layers -> P_theta (P, 2·L·C)."""
     cache = lm.empty_cache(1)
     lm.hidden(None, cache, embeds=embeds[None])
     return pack(cache)
 
 
 def fit(theta: MLPPrefix, target: Tensor, steps: int = 500, lr: float = 1e-3) -> float:
-    """Sec. 7.4 through the MLP: Adam on the squared distance to real words' activations -> the last distance."""
+    """Sec. 7.4 through the MLP: Adam on the squared distance to real words' activations -> the last one."""
     optimizer = torch.optim.Adam(theta.parameters(), lr=lr)
     for _ in range(steps):
         optimizer.zero_grad()

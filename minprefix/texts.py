@@ -1,4 +1,6 @@
-"""From texts to the ids a model reads, and back: the input format of the paper, for training and for decoding."""
+"""From texts to the ids a model reads, and back: the input format of the paper, for training and for
+decoding.
+"""
 
 from minprefix.generate import generate
 

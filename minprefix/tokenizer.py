@@ -1,8 +1,8 @@
-"""Text to token ids and back: GPT-2's byte-level byte-pair encoding, from a checkpoint's own vocab.json and merges.txt.
+"""Text to token ids and back: GPT-2's byte-level BPE, from a checkpoint's own vocab.json and merges.txt.
 
-Two numberings meet here. A token's *rank* says how early its merge applies: the 256 bytes first, then the lines of
-merges.txt. A token's *id* is what vocab.json says, and is the model's. They need not agree: tiktoken works on ranks, a
-list turns them into ids.
+Two numberings meet here. A token's *rank* says how early its merge applies: the 256 bytes first, then the
+lines of merges.txt. A token's *id* is what vocab.json says, and is the model's. They need not agree: tiktoken
+works on ranks, a list turns them into ids.
 """
 
 import json
@@ -14,12 +14,12 @@ import tiktoken
 from minprefix.errors import InputError
 
 END_OF_TEXT = "<|endoftext|>"
-# GPT-2's pieces: contractions, words, numbers, other signs (each with the space before it), and runs of white space.
+# GPT-2's pieces: contractions; words, numbers and other signs with the space before them; white space.
 PIECES = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 
 
 def _spell_bytes() -> dict[str, bytes]:
-    """How vocab.json spells each byte: as its Latin-1 character if that prints, else as one from U+0100 on."""
+    """How vocab.json spells each byte: its Latin-1 character if that prints, else one from U+0100 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = sorted(set(range(256)) - set(printable))
     return {chr(b): bytes([b]) for b in printable} | {
@@ -31,7 +31,7 @@ BYTE_OF_CHAR = _spell_bytes()
 
 
 def _to_bytes(token: str) -> bytes:
-    """The bytes that `token` stands for; a token not spelt in byte characters (an added one) stands for itself."""
+    """The bytes that `token` stands for; one not spelt in byte characters (an added one): its own."""
     if all(char in BYTE_OF_CHAR for char in token):
         return b"".join(BYTE_OF_CHAR[char] for char in token)
     return token.encode()
@@ -41,7 +41,7 @@ class Tokenizer:
     """The ids of Hugging Face's GPT-2 tokenizer for the same files. Made by `load_tokenizer`."""
 
     def __init__(self, vocab: dict[str, int], merges: list[tuple[str, str]]):
-        """`vocab`: id of each token; `merges`: pairs of tokens in the order they apply, each result in `vocab`."""
+        """`vocab`: token -> id; `merges`: pairs of tokens in the order they apply, each result in `vocab`."""
         tokens = [*BYTE_OF_CHAR, *(left + right for left, right in merges)]
         special = [END_OF_TEXT] if END_OF_TEXT in vocab else []
         self.id_of_rank = [vocab[token] for token in tokens + special]
@@ -54,23 +54,34 @@ class Tokenizer:
         )
 
     def encode(self, text: str) -> list[int]:
-        """The ids of `text`. A literal `<|endoftext|>` in it becomes the special token, as with Hugging Face's."""
+        """The ids of `text`; a literal `<|endoftext|>` in it is the special token, as with Hugging Face."""
         return [self.id_of_rank[rank] for rank in self.bpe.encode(text, allowed_special="all")]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`; bytes that are not UTF-8 (half a character) become U+FFFD. InputError on unknown ids."""
+        """The text of `ids`; bytes that are not UTF-8 become U+FFFD. InputError on an unknown id."""
         ids = [int(id) for id in ids]
         if unknown := [id for id in ids if id not in self.bytes_of_id]:
             raise InputError(
-                f"Token id {unknown[0]} is not in the vocabulary: do model and tokenizer belong together?"
+                f"Token id {unknown[0]} is not in vocab.json: take model and tokenizer from one place."
             )
         return b"".join(self.bytes_of_id[id] for id in ids).decode("utf-8", errors="replace")
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
-    """The tokenizer of `folder`, from its vocab.json and merges.txt. InputError when a file is missing or malformed."""
+    """From the vocab.json and merges.txt in `folder`. InputError where one is missing or malformed."""
     vocab = _read_vocab(Path(folder) / "vocab.json")
     return Tokenizer(vocab, _read_merges(Path(folder) / "merges.txt", vocab))
+
+
+def read_json(path: Path) -> dict:
+    """The JSON object in a file of a checkpoint. InputError where there is none."""
+    try:
+        content = json.loads(_read_text(path))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise InputError(f"{path} is not JSON ({error}): put the checkpoint's own file there.") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} must hold one JSON object: put the checkpoint's own file there.")
+    return content
 
 
 def _read_text(path: Path) -> str:
@@ -81,22 +92,16 @@ def _read_text(path: Path) -> str:
 
 
 def _read_vocab(path: Path) -> dict[str, int]:
-    try:
-        vocab = json.loads(_read_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON ({error}): put the checkpoint's own file there.") from None
-    if not isinstance(vocab, dict) or not all(type(id) is int and id >= 0 for id in vocab.values()):
-        raise InputError(f"{path} must be one JSON object from token to id (0, 1, ...).")
+    vocab = read_json(path)
+    if not all(type(id) is int and id >= 0 for id in vocab.values()):
+        raise InputError(f"{path}: each token needs an id, a whole number from 0 on.")
     token_of_id = {}
     for token, id in vocab.items():
         if token_of_id.setdefault(id, token) != token:
-            raise InputError(
-                f"{path} gives id {id} to both {token_of_id[id]!r} and {token!r}: make the ids unique."
-            )
+            raise InputError(f"{path}: {token_of_id[id]!r} and {token!r} both have id {id}: make ids unique.")
     if missing := [char for char in BYTE_OF_CHAR if char not in vocab]:
         raise InputError(
-            f"{path} lacks {len(missing)} of the 256 byte tokens, {missing[0]!r} among them: "
-            "only byte-level vocabularies such as GPT-2's are supported."
+            f"{path} lacks byte tokens ({' '.join(missing)}): take a byte-level vocabulary as GPT-2's."
         )
     return vocab
 
@@ -106,19 +111,16 @@ def _read_merges(path: Path, vocab: dict[str, int]) -> list[tuple[str, str]]:
     for number, line in enumerate(_read_text(path).split("\n"), start=1):
         if not line.strip() or (number == 1 and line.startswith("#version")):
             continue
-        pair = tuple(line.split())
-        where = f"{path}, line {number}"
-        if len(pair) != 2:
-            raise InputError(f"{where}: expected two tokens separated by a space, found {line[:80]!r}.")
-        if "".join(pair) not in vocab:
+        pair, joined = tuple(line.split()), "".join(line.split())
+        # tiktoken knows a merge by its result alone: that is the same if each result is made in one way only.
+        if len(pair) != 2 or not known.issuperset(pair) or joined in known:
             raise InputError(
-                f"{where}: {''.join(pair)!r} is not in vocab.json: do the two files belong together?"
+                f"{path}, line {number}: {line[:80]!r} must join two tokens made above it into a new one."
             )
-        # tiktoken knows merges by their result alone: it equals Hugging Face's only if each result has one origin.
-        if not known.issuperset(pair) or "".join(pair) in known:
+        if joined not in vocab:
             raise InputError(
-                f"{where}: {line[:80]!r} must join two tokens made above it into one not made above it."
+                f"{path}, line {number}: {joined[:80]!r} is not in vocab.json: take both from one model."
             )
-        known.add("".join(pair))
+        known.add(joined)
         merges.append(pair)
     return merges

@@ -1,21 +1,24 @@
 """Tiny random models in the shapes of both sides: ours and, where it is installed, transformers'."""
 
+import json
 import os
+from dataclasses import asdict
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from minprefix.gpt2 import GPT2, GPT2Config
+from minprefix.tokenizer import BYTE_OF_CHAR
 
 
-def make_gpt2(
-    seed: int = 0, vocab_size: int = 40, n_layer: int = 2, n_head: int = 2, n_embd: int = 32
-) -> GPT2:
-    """A random GPT-2 with large weights, so that its distributions are far from uniform; frozen, in eval mode."""
+def make_gpt2(seed=0, vocab_size=40, n_layer=2, n_head=2, n_embd=32, n_positions=128) -> GPT2:
+    """A random, frozen GPT-2 with large weights, so that its distributions are far from uniform."""
     torch.manual_seed(seed)
-    lm = GPT2(GPT2Config(vocab_size, 128, n_embd, n_layer, n_head))
+    lm = GPT2(GPT2Config(vocab_size, n_positions, n_embd, n_layer, n_head))
     for parameter in lm.parameters():
         parameter.data.normal_(std=0.3)
     return lm.eval().requires_grad_(False)
@@ -57,3 +60,18 @@ def random_sources(seed: int, count: int = 3, vocab_size: int = 40, longest: int
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(1, longest, (count,), generator=generator).tolist()
     return [torch.randint(1, vocab_size, (n,), generator=generator).tolist() for n in lengths]
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory) -> Path:
+    """A checkpoint folder with a tiny random model that reads bytes: enough for the commands to run in a second."""
+    folder = tmp_path_factory.mktemp("tiny")
+    lm = make_gpt2(vocab_size=257, n_layer=1, n_embd=16, n_positions=512)
+    save_file({f"transformer.{name}": t for name, t in lm.state_dict().items()}, folder / "model.safetensors")
+    config = {key: value for key, value in asdict(lm.config).items() if key not in ("name", "fingerprint")}
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "gpt2"}))
+    (folder / "vocab.json").write_text(
+        json.dumps({"<|endoftext|>": 0} | {b: i for i, b in enumerate(BYTE_OF_CHAR, 1)})
+    )
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    return folder

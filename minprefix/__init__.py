@@ -1,0 +1,7 @@
+"""minprefix: Prefix-Tuning (Li & Liang 2021) from scratch. A prefix is a cache that nobody computed."""
+
+from minprefix.errors import InputError
+from minprefix.generate import generate
+from minprefix.hub import load_lm, load_prefix, save_prefix
+
+__all__ = ["InputError", "generate", "load_lm", "load_prefix", "save_prefix"]

@@ -1,0 +1,234 @@
+"""train.py and sample.py as a user meets them, on the bundled sample and a tiny random model."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import sample
+import train
+from minprefix.errors import InputError
+from minprefix.hub import load_prefix
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SHORT = ["dataset=e2e", "data=sample", "batch_size=4", "lr=0.01", "n_train=40", "dev_limit=8", "prefix_len=3"]
+SHORT += ["epochs=9", "eval_limit=3", "max_new_tokens=8", "beams=2", "eval_every=4", "mlp_hidden=16"]
+
+
+def run(script: str, *arguments: str, **options) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(REPOSITORY / script), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
+
+
+def train_quickly(tiny_folder: Path, out: Path, *more: str) -> Path:
+    train.main([*SHORT, f"model={tiny_folder}", f"out={out}", *more])
+    return out
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_folder, tmp_path_factory) -> Path:
+    return train_quickly(tiny_folder, tmp_path_factory.mktemp("run") / "e2e.pt", "max_steps=8")
+
+
+def test_a_run_leaves_a_small_prefix_and_a_log(trained):
+    saved = load_prefix(trained)
+    assert trained.stat().st_size < 1_000_000
+    assert {name: tuple(P.shape) for name, P in saved.sites.items()} == {"decoder": (3, 2 * 16)}
+    assert saved.data.startswith("bundled sample") and saved.metrics["records"] == 3
+    lines = [json.loads(line) for line in trained.with_suffix(".jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, 9))
+    assert [line["step"] for line in lines if "dev_loss" in line] == [4, 8]
+    assert not trained.with_suffix(".state.pt").exists()
+
+
+def test_the_same_seed_gives_the_same_prefix(trained, tiny_folder, tmp_path):
+    again = load_prefix(train_quickly(tiny_folder, tmp_path / "e2e.pt", "max_steps=8"))
+    other = load_prefix(train_quickly(tiny_folder, tmp_path / "other.pt", "max_steps=8", "seed=1"))
+    expected = load_prefix(trained).sites["decoder"]
+    assert torch.equal(again.sites["decoder"], expected)
+    assert not torch.equal(other.sites["decoder"], expected)
+
+
+def wait_for_steps(log: Path, steps: int, process: subprocess.Popen) -> None:
+    until = time.monotonic() + 120
+    while not log.exists() or log.read_text().count('"lr"') < steps:
+        assert process.poll() is None and time.monotonic() < until, process.communicate()
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_stopped_run_resumes_to_the_same_bits(number, tiny_folder, tmp_path):
+    settings = [*SHORT, f"model={tiny_folder}", "max_steps=60", "save_seconds=0", "n_train=200"]
+    train.main([*settings, f"out={tmp_path / 'whole.pt'}"])
+    command = [sys.executable, str(REPOSITORY / "train.py"), *settings, f"out={tmp_path / 'part.pt'}"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for_steps(tmp_path / "part.jsonl", 3, process)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    if number != signal.SIGKILL:
+        assert process.returncode == 130 and f"resume={tmp_path / 'part.state.pt'}" in errors
+    assert not (tmp_path / "part.pt").exists()
+    train.main([f"resume={tmp_path / 'part.state.pt'}"])
+    whole, part = load_prefix(tmp_path / "whole.pt"), load_prefix(tmp_path / "part.pt")
+    assert torch.equal(whole.sites["decoder"], part.sites["decoder"]) and whole.metrics == part.metrics
+    logs = [(tmp_path / name).read_text().splitlines() for name in ("whole.jsonl", "part.jsonl")]
+    losses = [[line["loss"] for line in map(json.loads, log) if "loss" in line] for log in logs]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("method", ["infix", "embedding", "full", "prefix"])
+def test_every_method_trains_is_saved_and_sampled(method, tiny_folder, tmp_path, capsys):
+    out = train_quickly(tiny_folder, tmp_path / "e2e.pt", "max_steps=3", f"method={method}", "mlp_hidden=0")
+    trained_text = capsys.readouterr().out
+    sample.main(["--prefix", str(out), "--records", "3"])
+    sampled = [line[11:] for line in capsys.readouterr().out.splitlines() if line.startswith("e2e ")]
+    texts = [line[11:] for line in trained_text.splitlines() if line.startswith("text ")]
+    assert sampled == texts and len(texts) == 3
+
+
+def test_input_may_be_text_json_or_mr_and_output_is_json_lines(trained, tmp_path):
+    same = [
+        "name : Blue Fig | food : Thai",
+        '{"name": "Blue Fig", "food": "Thai"}',
+        "name[Blue Fig], food[Thai]",
+    ]
+    (tmp_path / "in.txt").write_text("\n".join([*same, ""]))
+    out = tmp_path / "out.jsonl"
+    sample.main(["--prefix", str(trained), "--input", str(tmp_path / "in.txt"), "--output", str(out)])
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [line["source"] for line in lines] == ["name : Blue Fig | food : Thai"] * 3
+    assert len({line["text"] for line in lines}) == 1
+
+
+def test_several_prefixes_answer_each_input(trained, tiny_folder, tmp_path, capsys):
+    other = train_quickly(tiny_folder, tmp_path / "longer.pt", "max_steps=3", "prefix_len=6", "method=infix")
+    capsys.readouterr()
+    alone = []
+    for prefix in (trained, other):
+        sample.main(["--prefix", str(prefix), "--records", "2"])
+        alone += [line for line in capsys.readouterr().out.splitlines() if line.startswith(prefix.stem)]
+    sample.main(["--prefix", str(trained), "--prefix", str(other), "--records", "2"])
+    together = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("e2e ", "longer "))]
+    assert sorted(together) == sorted(alone) and len(together) == 4
+
+
+class Bomb:
+    def __reduce__(self):
+        return (Path.touch, (Path(os.environ["BOMB"]),))
+
+
+def make_bad_prefix(kind: str, trained: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "bad.pt"
+    if kind == "truncated":
+        path.write_bytes(trained.read_bytes()[:1500])
+    elif kind == "code":
+        torch.save({"format": "minprefix/1", "method": Bomb()}, path)
+    elif kind == "other model":
+        content = torch.load(trained, weights_only=True)
+        content["base"]["fingerprint"] = "0" * 16
+        torch.save(content, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("missing", "does not exist"),
+        ("truncated", "damaged"),
+        ("code", "nothing in it was run"),
+        ("other model", "pass --model"),
+    ],
+)
+def test_bad_prefixes_are_refused(kind, words, trained, tmp_path, monkeypatch):
+    monkeypatch.setenv("BOMB", str(tmp_path / "exploded"))
+    path = make_bad_prefix(kind, trained, tmp_path)
+    with pytest.raises(InputError, match=words):
+        sample.main(["--prefix", str(path)])
+    assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["prefix_length=5"], "did you mean prefix_len"),
+        (["dataset=e3e"], "did you mean 'e2e'"),
+        (["method=prefixx"], "choose one of prefix"),
+        (["lr=fast"], "must be a number"),
+        (["lr=-1"], "above 0"),
+        (["epochs=2.5"], "must be a whole number"),
+        (["bf16=perhaps"], "true or false"),
+        (["beams"], "has no value"),
+        (["loss=squared"], "token or sum"),
+        (["device=abacus"], "device=abacus"),
+        (["model=weights/nowhere"], "There is no model folder"),
+        (["data=/nowhere"], "/nowhere"),
+        (["out=/nowhere/e2e.pt"], "cannot write"),
+        (["out=e2e.txt"], "must end in .pt"),
+        (["resume=nowhere.state.pt"], "does not exist"),
+    ],
+)
+def test_bad_settings_are_refused(arguments, words, tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=words):
+        train.main([*SHORT, f"model={tiny_folder}", "max_steps=2", *arguments])
+    assert not list(tmp_path.glob("*.pt"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--input", "empty.txt"], "is empty"),
+        (["--input", "nowhere.txt"], "cannot be read"),
+        (["--input", "bad.txt"], "line 2: unknown key 'nme'; did you mean 'name'"),
+        (["--input", "long.txt"], "positions"),
+        (["--output", "empty.txt"], "not overwritten"),
+        (["--sample", "--beams", "3"], "set beams to 1"),
+        (["--top-p", "0"], "top_p"),
+        (["--model", "nowhere/at/all"], "There is no model folder"),
+    ],
+)
+def test_bad_inputs_are_refused(arguments, words, trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("empty.txt").write_text("\n")
+    Path("bad.txt").write_text('name : A\n{"nme": "B"}\n')
+    Path("long.txt").write_text("name : " + "A" * 600)
+    with pytest.raises(InputError, match=words):
+        sample.main(["--prefix", str(trained), *arguments])
+    assert Path("empty.txt").read_text() == "\n"
+
+
+def test_nothing_of_the_user_s_is_overwritten(trained, tiny_folder):
+    before = trained.read_bytes()
+    with pytest.raises(InputError, match="not overwritten"):
+        train_quickly(tiny_folder, trained, "max_steps=2")
+    assert trained.read_bytes() == before
+
+
+def test_a_diverged_run_says_so_and_keeps_its_last_state(tiny_folder, tmp_path):
+    with pytest.raises(InputError, match="lower lr"):
+        train_quickly(
+            tiny_folder, tmp_path / "e2e.pt", "max_steps=9", "lr=1e30", "save_seconds=0", "mlp_hidden=0"
+        )
+    state = torch.load(tmp_path / "e2e.state.pt", weights_only=True)
+    assert all(tensor.isfinite().all() for tensor in state["theta"].values())
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments"), [("train.py", ["dataset=e3e"]), ("sample.py", ["--prefix", "no.pt"])]
+)
+def test_errors_are_one_line_and_exit_code_2(script, arguments, tmp_path):
+    result = run(script, *arguments, cwd=tmp_path)
+    assert result.returncode == 2 and result.stdout == ""
+    assert result.stderr.count("\n") == 1 and "Traceback" not in result.stderr
+
+
+def test_help_names_every_key():
+    result = run("train.py", "--help")
+    assert result.returncode == 0 and "prefix_len=10" in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= 110
