@@ -14,8 +14,10 @@ from tqdm import tqdm
 
 from minprefix.data import Record, find_files, linearise_mr, linearise_record, read_e2e, read_split
 from minprefix.errors import InputError
-from minprefix.hub import check_base, load_lm, load_prefix, write_atomically
+from minprefix.generate import check_base
+from minprefix.hub import load_lm
 from minprefix.prefix import SavedPrefix
+from minprefix.store import load_prefix, write_atomically
 from minprefix.texts import generate_texts
 
 
@@ -124,7 +126,9 @@ def choose_records(args, prefix: SavedPrefix) -> list[Record]:
         return read_input(args.input)
     files = find_files(prefix.config["dataset"], args.data or prefix.config["data"])
     if files.is_sample:
-        print(f"!!! NOT THE {files.dataset.upper()} DATA: {files.origin} !!!\n", file=sys.stderr)
+        print(
+            f"!!! NOT THE {files.dataset.upper()} DATA !!! {files.origin}, {files.detail}\n", file=sys.stderr
+        )
     records = read_split(files, "test")
     count = min(args.records, len(records)) if args.records > 0 else len(records)
     return [records[i * len(records) // count] for i in range(count)]

@@ -21,9 +21,10 @@ from tqdm import tqdm
 from minprefix.config import Config, describe_keys, parse_argument, parse_config
 from minprefix.data import find_files, make_batches, pairs, read_split
 from minprefix.errors import InputError
-from minprefix.hub import load_lm, read_pt, save_prefix, write_atomically
+from minprefix.hub import load_lm
 from minprefix.methods import collapse, compute_sites, make_theta, target_loss
 from minprefix.metrics import bleu
+from minprefix.store import read_pt, save_prefix, write_atomically, write_pt
 from minprefix.texts import encode_source, encode_target, generate_texts
 
 STATE_FORMAT = "minprefix-state/1"
@@ -50,7 +51,8 @@ def main(arguments: list[str]) -> None:
         theta = train(config, lm, tokenizer, files, log, state)
         saved = collapse(lm, config.method, theta, dataclasses.asdict(config), files.origin)
         save_prefix(saved, out)
-        metrics = evaluate(config, lm, tokenizer, files, saved)
+        metrics, described = evaluate(config, lm, tokenizer, files, saved)
+        report(files, metrics, described)
         save_prefix(dataclasses.replace(saved, metrics=metrics), out)
         write_line(log, **metrics, data=files.origin)
     state_path(out).unlink()
@@ -125,27 +127,27 @@ def measure_loss(config: Config, lm, theta, encoded: list) -> float:
     return float(sum(losses)) / sum(tokens)
 
 
-def evaluate(config: Config, lm, tokenizer, files, saved) -> dict:
-    """Describes the test records by beam search, prints five of them and the metrics -> the metrics."""
-    records = pick(read_split(files, "test"), config.eval_limit)
-    options = {
-        "beams": config.beams,
-        "length_penalty": config.length_penalty,
-        "max_new_tokens": config.max_new_tokens,
-    }
+def evaluate(config: Config, lm, tokenizer, files, saved, split: str = "test") -> tuple[dict, list]:
+    """Describes the records of a split by beam search -> the metrics, and each record with its text."""
+    records = pick(read_split(files, split), config.eval_limit)
+    names = ("beams", "length_penalty", "max_new_tokens")
+    options = {name: getattr(config, name) for name in names}
     prefix = None if config.method == "full" else saved
     texts: list[str] = []
-    with tqdm(total=len(records), unit="record", desc="test", disable=None) as bar:
+    with tqdm(total=len(records), unit="record", desc=split, disable=None) as bar:
         for start in range(0, len(records), 32):
             sources = [record.source for record in records[start : start + 32]]
             texts += generate_texts(lm, tokenizer, sources, prefix, options)
             bar.update(len(sources))
     metrics = bleu(texts, [record.references for record in records]) | {"records": len(records)}
-    for record, text in pick(list(zip(records, texts)), 5):
+    return metrics, list(zip(records, texts))
+
+
+def report(files, metrics: dict, described: list) -> None:
+    for record, text in pick(described, 5):
         print(f"\nrecord     {record.source}\ntext       {text}\nreference  {record.references[0]}")
-    print(f"\n{len(records)} test records, {files.origin}")
-    print("\n".join(f"  {name:<14}{value:8.2f}" for name, value in metrics.items() if name != "records"))
-    return metrics
+    print(f"\n{metrics['records']} test records, {files.origin}")
+    print(f"  BLEU          {metrics['BLEU']:8.2f}\n  length ratio  {metrics['length_ratio']:8.2f}")
 
 
 def encode_pairs(lm, tokenizer, texts: list[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
@@ -180,10 +182,8 @@ def pick(items: list, limit: int) -> list:
 
 
 def announce(files) -> None:
-    if files.is_sample:
-        print(f"!!! NOT THE {files.dataset.upper()} DATA: {files.origin} !!!")
-    else:
-        print(f"data: {files.origin}")
+    warning = f"!!! NOT THE {files.dataset.upper()} DATA !!! " if files.is_sample else ""
+    print(f"{warning}data: {files.origin}, {files.detail}")
 
 
 @contextlib.contextmanager
@@ -252,7 +252,7 @@ def write_line(log: TextIO, **values: object) -> None:
 def save_state(config: Config, theta, optimizer, step: int, origin: str) -> None:
     state = {"format": STATE_FORMAT, "config": dataclasses.asdict(config), "data": origin, "step": step}
     state |= {"theta": theta.state_dict(), "optimizer": optimizer.state_dict()}
-    write_atomically(state_path(Path(config.out)), lambda part: torch.save(state, part))
+    write_atomically(state_path(Path(config.out)), lambda part: write_pt(state, part))
 
 
 def load_state(arguments: list[str]) -> dict | None:

@@ -2,6 +2,7 @@
 
 from minprefix.errors import InputError
 from minprefix.generate import generate
-from minprefix.hub import load_lm, load_prefix, save_prefix
+from minprefix.hub import load_lm
+from minprefix.store import load_prefix, save_prefix
 
 __all__ = ["InputError", "generate", "load_lm", "load_prefix", "save_prefix"]

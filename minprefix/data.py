@@ -16,7 +16,7 @@ import re
 import urllib.request
 import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -50,11 +50,12 @@ class Record:
 
 @dataclass(frozen=True)
 class DataFiles:
-    """One file per split, all from one place, and a sentence that says which place."""
+    """One file per split, all from one place. `origin` says what they are, `detail` where or why."""
 
     dataset: str
     paths: dict[str, Path]
     origin: str
+    detail: str
     is_sample: bool = False
 
 
@@ -74,7 +75,7 @@ def find_files(dataset: str, data: str = "auto") -> DataFiles:
         reason = f"{URLS[dataset]} cannot be reached ({error})"
         if data == "download":
             raise InputError(f"{reason}; {ADVICE}") from error
-        return _bundled_sample(dataset, f"because {home} has no complete set and {reason}")
+        return _bundled_sample(dataset, f"for {home} has no complete set and {reason}")
 
 
 def read_split(files: DataFiles, split: str) -> list[Record]:
@@ -83,7 +84,7 @@ def read_split(files: DataFiles, split: str) -> list[Record]:
 
 
 def load_records(dataset: str, split: str, data: str = "auto") -> tuple[list[Record], str]:
-    """The records of one split, and where they are from. For more: find_files once, then read_split."""
+    """The records of one split, and what they are. For more: find_files once, then read_split."""
     files = find_files(dataset, data)
     return read_split(files, split), files.origin
 
@@ -94,8 +95,8 @@ def data_folder() -> Path:
 
 
 def _bundled_sample(dataset: str, reason: str) -> DataFiles:
-    origin = f"bundled sample (made-up records, not the {dataset} data), {reason}"
-    return replace(_files_in(dataset, SAMPLES / dataset), origin=origin, is_sample=True)
+    origin = f"bundled sample (made-up records, not the {dataset} data)"
+    return DataFiles(dataset, _files_in(dataset, SAMPLES / dataset).paths, origin, reason, is_sample=True)
 
 
 def _given_files(dataset: str, root: Path) -> DataFiles:
@@ -113,7 +114,7 @@ def _files_in(dataset: str, folder: Path) -> DataFiles | None:
         if paths[split] is None:
             return None
         official = official and _sha256(_read_bytes(paths[split])) == digest
-    return DataFiles(dataset, paths, f"{'official' if official else 'other'} {dataset} files in {folder}")
+    return DataFiles(dataset, paths, f"{'official' if official else 'other'} {dataset} files", f"in {folder}")
 
 
 def _download(dataset: str, folder: Path) -> DataFiles:

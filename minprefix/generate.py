@@ -100,6 +100,10 @@ def check_rows(lm, sources: list[list[int]], prefixes: list, max_new_tokens: int
     for row, (source, prefix) in enumerate(zip(sources, prefixes)):
         if not source:
             raise InputError(f"source {row} is empty: give at least one token")
+        if prefix is not None:
+            check_base(prefix, lm)
+            if not prefix.sites:
+                raise InputError("method full has no prefix: load its tensors into the model, and give None")
         length = sum(len(p) for p in prefix.sites.values()) if prefix else 0
         needed = length + len(source) + max_new_tokens
         if needed > lm.config.n_positions:
@@ -107,6 +111,19 @@ def check_rows(lm, sources: list[list[int]], prefixes: list, max_new_tokens: int
                 f"source {row} needs {needed} positions (prefix {length}, source {len(source)}, "
                 f"max_new_tokens {max_new_tokens}), but the model has {lm.config.n_positions}: shorten one"
             )
+
+
+def check_base(prefix, lm) -> None:
+    """InputError if a prefix was trained on another model: its fingerprint or shapes do not fit."""
+    width, state = 2 * lm.config.n_layer * lm.config.n_embd, lm.state_dict()
+    fits = all(P_theta.shape[1] == width for P_theta in prefix.sites.values())
+    fits &= all(name in state and state[name].shape == t.shape for name, t in prefix.tensors.items())
+    given, needed = lm.config.fingerprint or "none", prefix.base["fingerprint"] or "none"
+    if not fits or given != needed:
+        raise InputError(
+            f"the prefix was trained on {prefix.base['name']!r} (fingerprint {needed}) and does not fit "
+            f"{lm.config.name!r} ({given}): pass --model with the model it was trained on"
+        )
 
 
 def prefill(lm, sources: list[list[int]], prefixes: list) -> tuple[Cache, Tensor]:

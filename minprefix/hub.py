@@ -1,12 +1,8 @@
-"""Checkpoints in and out: an LM from a Hugging Face folder or hub id, a trained prefix as a .pt file."""
+"""LM_phi from a Hugging Face folder or hub id, checked before it is believed."""
 
-import contextlib
 import hashlib
 import math
-import os
-import pickle
 import re
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +12,8 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from minprefix.errors import InputError
+from minprefix.errors import InputError, first_line
 from minprefix.gpt2 import ACTIVATIONS, GPT2, GPT2Config
-from minprefix.prefix import SavedPrefix
 from minprefix.tokenizer import Tokenizer, load_tokenizer, read_json
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -26,14 +21,6 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 NEEDED = ["config.json", "generation_config.json", "vocab.json", "merges.txt"]
 NEEDED += [WEIGHTS, INDEX, "model-*.safetensors"]
 LEGACY_BUFFER = re.compile(r"h\.\d+\.attn\.(masked_)?bias")  # the causal mask, which old files store
-
-FORMAT = "minprefix/1"
-FIELDS = {"method": str, "sites": dict, "positions": str, "base": dict, "config": dict, "metrics": dict}
-FIELDS |= {"data": str, "tensors": dict}  # what a .pt file holds beside its format
-BASE_FIELDS = {"name": str, "config": dict, "fingerprint": str}
-
-
-# --- the language model ---
 
 
 def load_lm(
@@ -62,9 +49,7 @@ def _check_device(device: str | torch.device) -> None:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(
-            f"device={device} is not to be had ({_first_line(error)}): give device=cpu."
-        ) from None
+        raise InputError(f"device={device} is not to be had ({first_line(error)}): give device=cpu") from None
 
 
 def _find_folder(name: str) -> Path:
@@ -74,9 +59,7 @@ def _find_folder(name: str) -> Path:
             return root / name
     in_a_folder = "/" in name and any((root / name).parent.is_dir() for root in roots)
     if not name or name[0] in "./~" or name.count("/") > 1 or in_a_folder:
-        raise InputError(
-            f"There is no model folder {name!r}: give a folder, or a hub id such as gpt2-medium."
-        )
+        raise InputError(f"there is no model folder {name!r}: give a folder, or a hub id such as gpt2-medium")
     return _download(name)
 
 
@@ -86,8 +69,8 @@ def _download(hub_id: str) -> Path:
         return Path(snapshot_download(hub_id, allow_patterns=NEEDED))
     except Exception as error:  # a network fails with the exceptions of several libraries
         raise InputError(
-            f"Model {hub_id!r} is no folder, and the Hugging Face hub did not give it: check the name, the "
-            f"network and HF_HUB_OFFLINE, or give a folder that holds it ({_first_line(error)})."
+            f"model {hub_id!r} is no folder, and the Hugging Face hub did not give it: check the name, the "
+            f"network and HF_HUB_OFFLINE, or give a folder that holds it ({first_line(error)})"
         ) from None
 
 
@@ -120,9 +103,9 @@ def _read_config(folder: Path) -> GPT2Config:
     for key, (_, may_be, in_words) in EXPECTED.items():
         if not may_be(config[key]):
             found = repr(config[key]) if key in given else "missing"
-            raise InputError(f"{path}: {key} is {found}, but must be {in_words}.")
+            raise InputError(f"{path}: {key} is {found}, but must be {in_words}")
     if config["n_embd"] % config["n_head"]:
-        raise InputError(f"{path}: n_embd {config['n_embd']} must be divisible by n_head {config['n_head']}.")
+        raise InputError(f"{path}: n_embd {config['n_embd']} must be divisible by n_head {config['n_head']}")
     for key in ("bos_token_id", "eos_token_id"):
         config[key] = _read_token_id(folder, given, key, config["vocab_size"])
     return GPT2Config(**{key: config[key] for key in config if key in GPT2Config.__dataclass_fields__})
@@ -135,7 +118,7 @@ def _read_token_id(folder: Path, config: dict, key: str, vocab_size: int) -> int
     id = generation[key] if generation.get(key) is not None else config.get(key, 50256)
     id = id[0] if isinstance(id, list) and id else id
     if type(id) is not int or not 0 <= id < vocab_size:
-        raise InputError(f"{folder / 'config.json'}: {key} is {id!r}, but must be an id below {vocab_size}.")
+        raise InputError(f"{folder / 'config.json'}: {key} is {id!r}, but must be an id below {vocab_size}")
     return id
 
 
@@ -148,11 +131,11 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
                 for key in file.keys():  # noqa: SIM118 (not a dict)
                     name = key.removeprefix("transformer.")
                     if name in tensors:
-                        raise InputError(f"{path}: tensor {key} is there twice: remove one of the two.")
+                        raise InputError(f"{path}: tensor {key} is there twice: remove one of the two")
                     tensors[name] = file.get_tensor(key)
         except (OSError, SafetensorError) as error:
-            reason = _first_line(error)
-            raise InputError(f"{path} is missing or damaged ({reason}): download or copy it again.") from None
+            reason = first_line(error)
+            raise InputError(f"{path} is missing or damaged ({reason}): download or copy it again") from None
     return {name: tensor for name, tensor in tensors.items() if not LEGACY_BUFFER.fullmatch(name)}
 
 
@@ -161,7 +144,7 @@ def _list_weights(folder: Path) -> list[Path]:
         return [folder / WEIGHTS]
     shards = read_json(folder / INDEX).get("weight_map")
     if not isinstance(shards, dict) or not all(type(s) is str and Path(s).name == s for s in shards.values()):
-        raise InputError(f"{folder / INDEX}: weight_map must give each tensor the name of a file beside it.")
+        raise InputError(f"{folder / INDEX}: weight_map must give each tensor the name of a file beside it")
     return [folder / shard for shard in sorted(set(shards.values()))]
 
 
@@ -195,115 +178,4 @@ def _compare(expected: dict[str, Tensor], found: dict[str, Tensor], folder: Path
     ]
     wrong += [f"{name} holds {t.dtype}, not floats" for name, t in found.items() if not t.is_floating_point()]
     if wrong:
-        raise InputError(f"The tensors in {folder} do not fit its config.json: {'; '.join(wrong)}.")
-
-
-def _first_line(error: Exception) -> str:
-    return " ".join(str(error).strip().partition("\n")[0].split()) or type(error).__name__
-
-
-# --- the trained prefix ---
-
-
-def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
-    """`write(temporary)`, then rename to `path`: there never is half a file. InputError if this fails."""
-    path = Path(path)
-    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
-    try:
-        write(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        reason = error.strerror or error
-        raise InputError(f"{path} cannot be written ({reason}): choose another place for it.") from None
-    finally:  # also on Ctrl-C; after os.replace there is nothing left to remove
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-
-
-def write_pt(content: dict, path: Path) -> None:
-    """torch.save, but a full disk is an OSError."""
-    with open(path, "wb") as file:
-        try:
-            torch.save(content, file)
-        except RuntimeError as error:  # about the zip file that it could not end: the cause is behind it
-            raise error.__context__ or error from None
-
-
-def save_prefix(obj: SavedPrefix, path: str | Path) -> None:
-    """Writes `obj` as a .pt file, which is read once before it gets its name. InputError if it cannot be."""
-    content = {"format": FORMAT, **vars(obj)}
-    for key in ("sites", "tensors"):  # copies, because torch.save writes all of what a slice is a view of
-        content[key] = {
-            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-            for name, tensor in content[key].items()
-        }
-
-    def write(temporary: Path) -> None:
-        write_pt(content, temporary)
-        load_prefix(temporary)
-
-    write_atomically(path, write)
-
-
-def load_prefix(path: str | Path) -> SavedPrefix:
-    """Reads a .pt file; its tensors lie on the CPU. InputError if it is damaged, foreign or holds code."""
-    content = read_pt(Path(path))
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise InputError(f"{path} is not a prefix of format {FORMAT}: give a file that train.py wrote.")
-    content = {key: value for key, value in ({"tensors": {}} | content).items() if key != "format"}
-    if wrong := _find_wrong(content):
-        raise InputError(f"{path} is a damaged prefix file ({wrong}): train or copy it again.")
-    return SavedPrefix(**content)
-
-
-def read_pt(path: Path) -> object:
-    """The tensors and plain values in a .pt file; InputError if it is damaged or holds code (never run)."""
-    try:
-        with warnings.catch_warnings(action="ignore"):  # about odd pickles, which are refused below
-            return torch.load(path, weights_only=True, map_location="cpu")
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist: give a file that train.py wrote.") from None
-    except pickle.UnpicklingError:
-        raise InputError(
-            f"{path} is refused, and nothing in it was run: it holds code or objects, where only tensors and "
-            "plain values belong; do not trust it."
-        ) from None
-    except Exception as error:  # damaged files fail in many ways
-        reason = _first_line(error).partition(". ")[0]
-        raise InputError(f"{path} is damaged or no .pt file ({reason}): train or copy it again.") from None
-
-
-def _find_wrong(content: dict) -> str:
-    """What is wrong with the fields of a .pt file, in words; "" if nothing is."""
-    if set(content) != set(FIELDS):
-        return f"keys missing or unexpected: {', '.join(sorted(map(str, set(content) ^ set(FIELDS))))}"
-    for key, kind in FIELDS.items():
-        if not isinstance(content[key], kind):
-            return f"{key} must be of type {kind.__name__}"
-    if not all(isinstance(content["base"].get(key), kind) for key, kind in BASE_FIELDS.items()):
-        return f"base must hold {', '.join(BASE_FIELDS)}"
-    if sites := [name for name, site in content["sites"].items() if getattr(site, "ndim", None) != 2]:
-        return f"site {sites[0]} must be a tensor (P, 2·L·C)"
-    for name, tensor in (content["sites"] | content["tensors"]).items():
-        # Only a contiguous tensor is as large as it says: others may show one stored number a million times.
-        if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or not tensor.is_contiguous():
-            return f"{name} must be a tensor of floats"
-        if not tensor.isfinite().all():
-            return f"{name} holds values that are not finite"
-    return ""
-
-
-def check_base(obj: SavedPrefix, lm: GPT2) -> None:
-    """InputError if `obj` was not trained on `lm`: another fingerprint, or shapes that do not fit."""
-    width, state = 2 * lm.config.n_layer * lm.config.n_embd, lm.state_dict()
-    fits = all(site.shape[1] == width for site in obj.sites.values()) and all(
-        tensor.shape == state[name].shape for name, tensor in obj.tensors.items() if name in state
-    )
-    given, needed = lm.config.fingerprint or "none", obj.base["fingerprint"] or "none"
-    if not fits or given != needed:
-        raise InputError(
-            f"The prefix was trained on {obj.base['name']!r} (fingerprint {needed}) and does not fit "
-            f"{lm.config.name!r} (fingerprint {given}): pass --model with the model it was trained on."
-        )
+        raise InputError(f"the tensors in {folder} do not fit its config.json: {'; '.join(wrong)}")

@@ -15,7 +15,7 @@ class DirectPrefix(nn.Module):
 
     def __init__(self, length: int, width: int):
         super().__init__()
-        self.P = nn.Parameter(torch.randn(length, width))
+        self.P = nn.Parameter(torch.randn(length, width) * 0.3)  # the spread of an MLP's first outputs
 
     def forward(self) -> Tensor:
         return self.P

@@ -62,7 +62,7 @@ class Tokenizer:
         ids = [int(id) for id in ids]
         if unknown := [id for id in ids if id not in self.bytes_of_id]:
             raise InputError(
-                f"Token id {unknown[0]} is not in vocab.json: take model and tokenizer from one place."
+                f"token id {unknown[0]} is not in vocab.json: take model and tokenizer from one place"
             )
         return b"".join(self.bytes_of_id[id] for id in ids).decode("utf-8", errors="replace")
 
@@ -78,9 +78,9 @@ def read_json(path: Path) -> dict:
     try:
         content = json.loads(_read_text(path))
     except (json.JSONDecodeError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON ({error}): put the checkpoint's own file there.") from None
+        raise InputError(f"{path} is not JSON ({error}): put the checkpoint's own file there") from None
     if not isinstance(content, dict):
-        raise InputError(f"{path} must hold one JSON object: put the checkpoint's own file there.")
+        raise InputError(f"{path} must hold one JSON object: put the checkpoint's own file there")
     return content
 
 
@@ -88,20 +88,20 @@ def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read ({error}): put the checkpoint's own file there.") from None
+        raise InputError(f"{path} cannot be read ({error}): put the checkpoint's own file there") from None
 
 
 def _read_vocab(path: Path) -> dict[str, int]:
     vocab = read_json(path)
     if not all(type(id) is int and id >= 0 for id in vocab.values()):
-        raise InputError(f"{path}: each token needs an id, a whole number from 0 on.")
+        raise InputError(f"{path}: each token needs an id, a whole number from 0 on")
     token_of_id = {}
     for token, id in vocab.items():
         if token_of_id.setdefault(id, token) != token:
-            raise InputError(f"{path}: {token_of_id[id]!r} and {token!r} both have id {id}: make ids unique.")
+            raise InputError(f"{path}: {token_of_id[id]!r} and {token!r} both have id {id}: make ids unique")
     if missing := [char for char in BYTE_OF_CHAR if char not in vocab]:
         raise InputError(
-            f"{path} lacks byte tokens ({' '.join(missing)}): take a byte-level vocabulary as GPT-2's."
+            f"{path} lacks byte tokens ({' '.join(missing)}): take a byte-level vocabulary as GPT-2's"
         )
     return vocab
 
@@ -115,11 +115,11 @@ def _read_merges(path: Path, vocab: dict[str, int]) -> list[tuple[str, str]]:
         # tiktoken knows a merge by its result alone: that is the same if each result is made in one way only.
         if len(pair) != 2 or not known.issuperset(pair) or joined in known:
             raise InputError(
-                f"{path}, line {number}: {line[:80]!r} must join two tokens made above it into a new one."
+                f"{path}, line {number}: {line[:80]!r} must join two tokens made above it into a new one"
             )
         if joined not in vocab:
             raise InputError(
-                f"{path}, line {number}: {joined[:80]!r} is not in vocab.json: take both from one model."
+                f"{path}, line {number}: {joined[:80]!r} is not in vocab.json: take both from one model"
             )
         known.add(joined)
         merges.append(pair)

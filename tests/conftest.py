@@ -64,7 +64,7 @@ def random_sources(seed: int, count: int = 3, vocab_size: int = 40, longest: int
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory) -> Path:
-    """A checkpoint folder with a tiny random model that reads bytes: enough for the commands to run in a second."""
+    """A checkpoint of a tiny random model that reads bytes: with it the commands run in a second."""
     folder = tmp_path_factory.mktemp("tiny")
     lm = make_gpt2(vocab_size=257, n_layer=1, n_embd=16, n_positions=512)
     save_file({f"transformer.{name}": t for name, t in lm.state_dict().items()}, folder / "model.safetensors")
@@ -75,3 +75,9 @@ def tiny_folder(tmp_path_factory) -> Path:
     )
     (folder / "merges.txt").write_text("#version: 0.2\n")
     return folder
+
+
+@pytest.fixture(scope="session")
+def bundled() -> str:
+    """The bundled model's folder."""
+    return str(Path(__file__).resolve().parent.parent / "weights" / "gpt2-mini")

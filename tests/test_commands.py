@@ -14,7 +14,7 @@ import torch
 import sample
 import train
 from minprefix.errors import InputError
-from minprefix.hub import load_prefix
+from minprefix.store import load_prefix
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHORT = ["dataset=e2e", "data=sample", "batch_size=4", "lr=0.01", "n_train=40", "dev_limit=8", "prefix_len=3"]
@@ -166,7 +166,7 @@ def test_bad_prefixes_are_refused(kind, words, trained, tmp_path, monkeypatch):
         (["beams"], "has no value"),
         (["loss=squared"], "token or sum"),
         (["device=abacus"], "device=abacus"),
-        (["model=weights/nowhere"], "There is no model folder"),
+        (["model=weights/nowhere"], "there is no model folder"),
         (["data=/nowhere"], "/nowhere"),
         (["out=/nowhere/e2e.pt"], "cannot write"),
         (["out=e2e.txt"], "must end in .pt"),
@@ -190,7 +190,7 @@ def test_bad_settings_are_refused(arguments, words, tiny_folder, tmp_path, monke
         (["--output", "empty.txt"], "not overwritten"),
         (["--sample", "--beams", "3"], "set beams to 1"),
         (["--top-p", "0"], "top_p"),
-        (["--model", "nowhere/at/all"], "There is no model folder"),
+        (["--model", "nowhere/at/all"], "there is no model folder"),
     ],
 )
 def test_bad_inputs_are_refused(arguments, words, trained, tmp_path, monkeypatch):

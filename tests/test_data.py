@@ -188,7 +188,7 @@ def test_path_takes_both_names_plain_or_gz(tmp_path, inner, names):
     assert {split: path.name for split, path in files.paths.items()} == dict(
         zip(("train", "dev", "test"), names)
     )
-    assert not files.is_sample and files.origin.startswith("other e2e files in ")  # not the official bytes
+    assert not files.is_sample and files.origin == "other e2e files"  # not the official bytes
     assert data.read_split(files, "dev")[0].source == LINE
 
 
@@ -210,15 +210,15 @@ def test_auto_takes_the_data_folder(home):
     write_set(home)
     assert data.find_files("e2e").paths["test"] == home / "test.csv"
     records, origin = data.load_records("e2e", "train")
-    assert [record.source for record in records] == [LINE] and str(home) in origin
+    assert [record.source for record in records] == [LINE] and origin == "other e2e files"
 
 
 @pytest.mark.parametrize("names", [(), ("train.csv", "dev.csv")])
 def test_auto_without_files_or_network_is_all_sample_and_says_so(home, names):
     write_set(home, names)
     files = data.find_files("e2e")
-    assert files.is_sample and files.origin.startswith("bundled sample (made-up records, not the e2e data)")
-    assert str(home) in files.origin and "cannot be reached" in files.origin
+    assert files.is_sample and files.origin == "bundled sample (made-up records, not the e2e data)"
+    assert str(home) in files.detail and "cannot be reached" in files.detail
     assert {path.parent for path in files.paths.values()} == {data.SAMPLES / "e2e"}
 
 
@@ -270,7 +270,7 @@ def site(monkeypatch):
 @pytest.mark.parametrize("choice", ["auto", "download"])
 def test_download_once(home, site, choice):
     files = data.find_files("e2e", choice)
-    assert files.origin == f"official e2e files in {home}" and not files.is_sample
+    assert (files.origin, files.detail) == ("official e2e files", f"in {home}") and not files.is_sample
     assert sorted(path.name for path in home.iterdir()) == [
         "devset.csv",
         "testset_w_refs.csv",
@@ -456,7 +456,7 @@ def test_real_e2e_counts_and_first_record(monkeypatch):
     files = data.find_files("e2e")
     if files.is_sample:
         pytest.skip(f"no E2E data in {REAL} (set MINPREFIX_DATA)")
-    assert files.origin.startswith("official e2e files in ")
+    assert files.origin == "official e2e files"
     splits = {split: data.read_split(files, split) for split in files.paths}
     assert {split: (len(data.pairs(records)), len(records)) for split, records in splits.items()} == {
         "train": (42_061, 4_862),

@@ -1,5 +1,6 @@
 """Decoding against transformers, and against tables that a person can check."""
 
+import dataclasses
 import types
 
 import pytest
@@ -8,13 +9,14 @@ import torch
 from minprefix.cache import Cache
 from minprefix.errors import InputError
 from minprefix.generate import generate
-from minprefix.prefix import read_activations
+from minprefix.hub import load_lm
+from minprefix.prefix import SavedPrefix, read_activations
 from tests.conftest import as_transformers, make_gpt2, pad_left, random_sources
 
 
-def generate_theirs(lm, sources: list[list[int]], **options) -> list[list[int]]:
+def generate_theirs(lm, sources: list[list[int]], theirs=None, **options) -> list[list[int]]:
     ids, mask = pad_left(sources)
-    out = as_transformers(lm).generate(
+    out = (theirs or as_transformers(lm)).generate(
         input_ids=ids, attention_mask=mask, do_sample=False, pad_token_id=0, **options
     )
     texts = [row[ids.shape[1] :].tolist() for row in out]
@@ -26,6 +28,18 @@ def test_greedy_ids_are_those_of_transformers(seed):
     lm, sources = make_gpt2(seed), random_sources(seed, count=5)
     theirs = generate_theirs(lm, sources, num_beams=1, max_new_tokens=20)
     assert generate(lm, sources, beams=1, max_new_tokens=20) == theirs
+
+
+def test_the_bundled_model_writes_what_it_writes_in_transformers(bundled):
+    transformers = pytest.importorskip("transformers", reason="transformers is a test dependency")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(bundled, dtype=torch.float32).eval()
+    lm, tokenizer = load_lm(bundled)
+    words = ("The river is", "name : Blue Spice | area : city centre", "In 1999, a")
+    sources = [tokenizer.encode(text) for text in words]
+    for beams, length_penalty in ((1, 1.0), (5, 0.0), (5, 1.0), (4, 2.0)):
+        options = dict(max_new_tokens=20, length_penalty=length_penalty)
+        expected = generate_theirs(lm, sources, theirs, num_beams=beams, **options)
+        assert generate(lm, sources, beams=beams, **options) == expected
 
 
 @pytest.mark.parametrize("length_penalty", [0.0, 0.8, 1.0, 2.0])
@@ -126,9 +140,12 @@ def test_the_seed_decides_the_draw():
     assert draws[0] == draws[1] != draws[2]
 
 
-def make_prefix(seed: int, length: int, site: str = "decoder") -> types.SimpleNamespace:
-    P_theta = torch.randn(length, 128, generator=torch.Generator().manual_seed(seed))
-    return types.SimpleNamespace(sites={site: P_theta})
+def make_prefix(seed: int, length: int, site: str = "decoder") -> SavedPrefix:
+    return as_prefix(torch.randn(length, 128, generator=torch.Generator().manual_seed(seed)), site)
+
+
+def as_prefix(P_theta: torch.Tensor, site: str = "decoder") -> SavedPrefix:
+    return SavedPrefix("prefix", {site: P_theta}, "shifted", {"name": "", "fingerprint": ""}, {}, {}, "")
 
 
 @pytest.mark.parametrize("beams", [1, 4])
@@ -151,7 +168,7 @@ def test_rows_with_different_prefixes_are_each_row_alone(beams):
 def test_a_prefix_of_real_words_continues_as_the_words_do():
     for seed in range(4):
         lm, sources = make_gpt2(seed), random_sources(seed)
-        words = types.SimpleNamespace(sites={"decoder": read_activations(lm, [7, 3, 9], 3)})
+        words = as_prefix(read_activations(lm, [7, 3, 9], 3))
         spoken = generate(lm, [[7, 3, 9, *source] for source in sources], max_new_tokens=12)
         assert generate(lm, sources, words, max_new_tokens=12) == spoken
 
@@ -184,3 +201,12 @@ def test_senseless_options_are_refused(options, words):
 def test_an_empty_source_is_refused():
     with pytest.raises(InputError, match="source 1 is empty"):
         generate(make_gpt2(), [[1], []])
+
+
+def test_a_prefix_of_another_model_is_refused():
+    foreign = dataclasses.replace(make_prefix(1, 2), base={"name": "theirs", "fingerprint": "abc"})
+    for prefix in (foreign, as_prefix(torch.randn(2, 64)), dataclasses.replace(foreign, sites={})):
+        with pytest.raises(InputError, match="pass --model"):
+            generate(make_gpt2(), [[1]], prefix)
+    with pytest.raises(InputError, match="has no prefix"):
+        generate(make_gpt2(), [[1]], dataclasses.replace(make_prefix(1, 2), sites={}))

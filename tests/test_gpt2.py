@@ -6,6 +6,7 @@ import torch
 from minprefix.cache import pad_right, stack_prefixes
 from minprefix.errors import InputError
 from minprefix.gpt2 import GPT2, GPT2Config
+from minprefix.hub import load_lm
 from minprefix.prefix import compute_activations, pack, read_activations
 from tests.conftest import as_transformers, make_gpt2, pad_left, random_sources
 
@@ -157,3 +158,14 @@ def test_positions_follow_from_the_cache():
         [[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]],
         [[1, 0, 0, 1, 0], [1, 0, 0, 0, 1]],
     ]
+
+
+def test_the_bundled_model_is_transformers_(bundled):
+    """Logits reach 16 here, too coarse in float32 for 1e-5: so 1e-5 of the largest, and exact in float64."""
+    transformers = pytest.importorskip("transformers", reason="transformers is a test dependency")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(bundled, dtype=torch.float32).eval()
+    lm, tokenizer = load_lm(bundled)
+    ids = torch.tensor([tokenizer.encode("name : Blue Spice | Type : coffee shop | area : city centre")])
+    with torch.no_grad():
+        assert_close(lm(ids), theirs(ids).logits)
+        assert_close(lm.double()(ids), theirs.double()(ids).logits, 1e-12)

@@ -1,4 +1,4 @@
-"""The tokenizer gives Hugging Face's ids for the same files, on any Unicode text, and refuses broken files."""
+"""The same ids as Hugging Face's for the same files, on any Unicode text; broken files are refused."""
 
 import json
 import os
@@ -18,6 +18,7 @@ REPO = Path(__file__).parent.parent
 SENTENCES = [
     "The Blue Spice is a coffee shop near Crowne Plaza Hotel; it isn't family-friendly, we've heard.",
     "name : Wildwood | Type : pub | food : Indian | price : £20-25 | customer rating : 3 out of 5",
+    "it'The it'The The we'Me Me we'Sea Sea I'Dear Dear",  # contractions are lower case
     "In 1999 they'd 12345 cafés, naïve señores, Ελληνικά, русский язык, 日本語, 한국어, हिन्दी, عربى.",
     "    def f(x):\n\n\t\treturn   x  \r\n  She said: \"I'm I'll he's we're don't DON'T\"…",
 ]
@@ -32,9 +33,11 @@ SCRIPTS = [
     "😀👨👩🏽🇩🇪❤♠𝔘𐍈🀄",
     "\x00\x01\x07\x1b\x7f\x80\x9f\xad",
 ]
-WORDS = (
-    "'s 't 're 've 'm 'll 'd 'S 'LL ’s don't <|endoftext|> <|endoftext <|ENDOFTEXT|> |> the and price".split()
-)
+WORDS = [
+    *("'s", "'t", "'re", "'ve", "'m", "'ll", "'d", "'S", "'LL", "’s", "don't", "the", "and", "price"),
+    *("<|endoftext|>", "<|endoftext", "<|ENDOFTEXT|>", "|>"),
+]
+CHARACTERS = [*range(0xD800), *range(0xE000, 0x110000)]  # all but the surrogates
 
 
 def random_texts(seed: int, count: int) -> list[str]:
@@ -44,8 +47,8 @@ def random_texts(seed: int, count: int) -> list[str]:
         kind = rng.random()
         if kind < 0.25:
             return rng.choice(WORDS)
-        if kind < 0.35:  # anything but the surrogates, which are not characters
-            return "".join(chr(c) for c in rng.choices([*range(0xD800), *range(0xE000, 0x110000)], k=3))
+        if kind < 0.35:
+            return "".join(map(chr, rng.choices(CHARACTERS, k=3)))
         return "".join(rng.choices(rng.choice(SCRIPTS), k=rng.randrange(1, 9)))
 
     return [rng.choice(["", " ", "  "]).join(part() for _ in range(rng.randrange(12))) for _ in range(count)]
@@ -56,7 +59,7 @@ def trained(tmp_path_factory) -> Path:
     """A vocabulary of 900 tokens whose ids are shuffled, so that no id is a rank."""
     folder = tmp_path_factory.mktemp("trained")
     bpe = tokenizers.ByteLevelBPETokenizer()
-    bpe.train_from_iterator(SENTENCES + random_texts(1, 300), 900, 2, False, ["<|endoftext|>"])
+    bpe.train_from_iterator(SENTENCES * 20 + random_texts(1, 300), 900, 2, False, ["<|endoftext|>"])
     bpe.save_model(str(folder))
     vocab = json.loads((folder / "vocab.json").read_text())
     ids = random.Random(0).sample(range(len(vocab)), len(vocab))
@@ -136,18 +139,18 @@ BROKEN = {
     "not UTF-8": (json.dumps(GOOD), b"\xff\xfe", "merges.txt cannot be read"),
     "not JSON": ('{"a": 1', "", "vocab.json is not JSON"),
     "deep JSON": ("[" * 100_000, "", "vocab.json is not JSON"),
-    "a list": ("[1, 2]", "", "must be one JSON object"),
-    "id a string": (json.dumps({**GOOD, "x": "7"}), "", "must be one JSON object"),
-    "id true": (json.dumps({**GOOD, "x": True}), "", "must be one JSON object"),
-    "id negative": (json.dumps({**GOOD, "x": -1}), "", "must be one JSON object"),
-    "id twice": (json.dumps({**GOOD, "thy": 257}), "", "id 257 to both 'the' and 'thy'"),
+    "a list": ("[1, 2]", "", "must hold one JSON object"),
+    "id a string": (json.dumps({**GOOD, "x": "7"}), "", "each token needs an id"),
+    "id true": (json.dumps({**GOOD, "x": True}), "", "each token needs an id"),
+    "id negative": (json.dumps({**GOOD, "x": -1}), "", "each token needs an id"),
+    "id twice": (json.dumps({**GOOD, "thy": 257}), "", "'the' and 'thy' both have id 257"),
     "no byte": (
         json.dumps({k: v for k, v in GOOD.items() if k != "Ā"}),
         "",
-        "lacks 1 of the 256 byte tokens, 'Ā'",
+        "lacks byte tokens (Ā)",
     ),
-    "one token": (json.dumps(GOOD), "#version: 0.2\nt h\nth\n", "line 3: expected two tokens"),
-    "three tokens": (json.dumps(GOOD), "t h e\n", "line 1: expected two tokens"),
+    "one token": (json.dumps(GOOD), "#version: 0.2\nt h\nth\n", "line 3: 'th' must join two tokens"),
+    "three tokens": (json.dumps(GOOD), "t h e\n", "line 1: 't h e' must join two tokens"),
     "not in vocab": (json.dumps(GOOD), "t h\nh a\n", "line 2: 'ha' is not in vocab.json"),
     "made later": (json.dumps(GOOD), "th e\nt h\n", "line 1: 'th e' must join two tokens made above"),
     "made twice": (
@@ -168,6 +171,7 @@ def test_broken_files_are_refused(case, tmp_path):
     with pytest.raises(InputError) as refused:
         load_tokenizer(tmp_path)
     assert message in str(refused.value) and "\n" not in str(refused.value)
+    assert str(refused.value).count("put the checkpoint") <= 1  # one error, not one in another
 
 
 def test_a_vocabulary_without_merges_and_without_end_of_text_works(tmp_path):

@@ -1,0 +1,109 @@
+"""The .pt file: what a training leaves, written whole or not at all, and read without trusting it."""
+
+import contextlib
+import os
+import pickle
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from minprefix.errors import InputError, first_line
+from minprefix.prefix import SavedPrefix
+
+FORMAT = "minprefix/1"
+FIELDS = {"method": str, "sites": dict, "positions": str, "base": dict, "config": dict, "metrics": dict}
+FIELDS |= {"data": str, "tensors": dict}  # what a .pt file holds beside its format
+BASE_FIELDS = {"name": str, "config": dict, "fingerprint": str}
+
+
+def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
+    """`write(temporary)`, then rename to `path`: there never is half a file. InputError if this fails."""
+    path = Path(path)
+    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
+    try:
+        write(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"{path} cannot be written ({reason}): choose another place for it") from None
+    finally:  # also on Ctrl-C; after os.replace there is nothing left to remove
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def write_pt(content: dict, path: Path) -> None:
+    """torch.save, but a full disk is an OSError."""
+    with open(path, "wb") as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # about the zip file that it could not end: the cause is behind it
+            raise error.__context__ or error from None
+
+
+def save_prefix(obj: SavedPrefix, path: str | Path) -> None:
+    """Writes `obj` as a .pt file, which is read once before it gets its name. InputError if it cannot be."""
+    content = {"format": FORMAT, **vars(obj)}
+    for key in ("sites", "tensors"):  # copies, because torch.save writes all of what a slice is a view of
+        content[key] = {
+            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for name, tensor in content[key].items()
+        }
+
+    def write(temporary: Path) -> None:
+        write_pt(content, temporary)
+        load_prefix(temporary)
+
+    write_atomically(path, write)
+
+
+def load_prefix(path: str | Path) -> SavedPrefix:
+    """Reads a .pt file; its tensors lie on the CPU. InputError if it is damaged, foreign or holds code."""
+    content = read_pt(Path(path))
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise InputError(f"{path} is not a prefix of format {FORMAT}: give a file that train.py wrote")
+    content = {key: value for key, value in ({"tensors": {}} | content).items() if key != "format"}
+    if wrong := _find_wrong(content):
+        raise InputError(f"{path} is a damaged prefix file ({wrong}): train or copy it again")
+    return SavedPrefix(**content)
+
+
+def read_pt(path: Path) -> object:
+    """The tensors and plain values in a .pt file; InputError if it is damaged or holds code (never run)."""
+    try:
+        with warnings.catch_warnings(action="ignore"):  # about odd pickles, which are refused below
+            return torch.load(path, weights_only=True, map_location="cpu")
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist: give a file that train.py wrote") from None
+    except pickle.UnpicklingError:
+        raise InputError(
+            f"{path} is refused, and nothing in it was run: it holds code or objects, where only tensors and "
+            "plain values belong; do not trust it"
+        ) from None
+    except Exception as error:  # damaged files fail in many ways
+        reason = first_line(error).partition(". ")[0]
+        raise InputError(f"{path} is damaged or no .pt file ({reason}): train or copy it again") from None
+
+
+def _find_wrong(content: dict) -> str:
+    """What is wrong with the fields of a .pt file, in words; "" if nothing is."""
+    if set(content) != set(FIELDS):
+        return f"keys missing or unexpected: {', '.join(sorted(map(str, set(content) ^ set(FIELDS))))}"
+    for key, kind in FIELDS.items():
+        if not isinstance(content[key], kind):
+            return f"{key} must be of type {kind.__name__}"
+    if not all(isinstance(content["base"].get(key), kind) for key, kind in BASE_FIELDS.items()):
+        return f"base must hold {', '.join(BASE_FIELDS)}"
+    if sites := [name for name, site in content["sites"].items() if getattr(site, "ndim", None) != 2]:
+        return f"site {sites[0]} must be a tensor (P, 2·L·C)"
+    for name, tensor in (content["sites"] | content["tensors"]).items():
+        # Only a contiguous tensor is as large as it says: others may show one stored number a million times.
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or not tensor.is_contiguous():
+            return f"{name} must be a tensor of floats"
+        if not tensor.isfinite().all():
+            return f"{name} holds values that are not finite"
+    return ""
