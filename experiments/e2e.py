@@ -29,6 +29,7 @@ RESULTS = Path(__file__).parent / "results" / "e2e"
 GRID = {  # name: (settings, learning rates)
     "prefix": (["method=prefix", "mlp_hidden=512"], (2e-3, 4e-3, 8e-3)),
     "direct": (["method=prefix", "mlp_hidden=0"], (1e-2, 3e-2, 1e-1)),
+    "sum": (["method=prefix", "mlp_hidden=512", "loss=sum"], (2e-3, 4e-3, 8e-3)),
     "full": (["method=full"], (2e-4, 5e-4, 1e-3)),
     "infix": (["method=infix", "mlp_hidden=512"], (2e-3, 4e-3, 8e-3)),
     "embedding": (["method=embedding"], (3e-3, 1e-2, 3e-2)),
