@@ -5,6 +5,7 @@ size, C = H·D, L layers, V vocabulary, K beams.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -14,7 +15,7 @@ class Cache:
 
     keys, values: per layer (B, H, S, D); real (B, S): slots that later tokens may see; next (B,): the
     position of the row's next token; paths (B, K, S) or None: while K beams share a row, the slots that each
-    beam sees.
+    beam sees; in_place: write new slots into spare room, for decoding, where no gradient flows.
     """
 
     def __init__(self, batch: int, n_layer: int, n_head: int, head_size: int, like: Tensor):
@@ -24,7 +25,7 @@ class Cache:
         self.real = torch.empty(batch, 0, dtype=torch.bool, device=like.device)
         self.next = torch.zeros(batch, dtype=torch.long, device=like.device)
         self.paths: Tensor | None = None
-        self.reserved = False
+        self.in_place = False
 
     def __len__(self) -> int:
         """Slots, S."""
@@ -68,13 +69,9 @@ class Cache:
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Puts k, v (B, H, T, D) into the claimed slots -> all keys and values of the layer (B, H, S, D)."""
-        S, T = len(self), k.shape[2]
-        if self.reserved:
-            self.keys[layer][:, :, S - T : S] = k
-            self.values[layer][:, :, S - T : S] = v
-            return self.keys[layer][:, :, :S], self.values[layer][:, :, :S]
-        # Rebinding, never writing in place: autograd needs the old tensors, and detaching would starve
-        # P_theta.
+        if self.in_place:
+            return self._write(self.keys, layer, k), self._write(self.values, layer, v)
+        # Rebinding, not writing: autograd needs the old tensors, and detaching would starve P_theta.
         self.keys[layer] = torch.cat((self.keys[layer], k), 2)
         self.values[layer] = torch.cat((self.values[layer], v), 2)
         return self.keys[layer], self.values[layer]
@@ -87,15 +84,6 @@ class Cache:
         """Beam k goes on from beam parents[b, k]: only the mask is permuted, no key or value moves."""
         self.paths = self.paths.take_along_dim(parents[:, :, None], 1)  # (B, K, S)
 
-    def reserve(self, slots: int) -> None:
-        """Makes room for `slots` more once, so that decoding copies no past; only where no gradient flows."""
-        for held in (self.keys, self.values):
-            for layer, old in enumerate(held):
-                held[layer] = torch.nn.functional.pad(
-                    old[:, :, : len(self)], (0, 0, 0, slots)
-                )  # (B, H, S+slots, D)
-        self.reserved = True
-
     def __getitem__(self, rows: Tensor) -> "Cache":
         """A cache of the chosen rows (any order, repeats allowed): to drop finished ones, or give each its
         copies.
@@ -105,8 +93,16 @@ class Cache:
         chosen.values = [v[rows] for v in self.values]
         chosen.real, chosen.next = self.real[rows], self.next[rows]
         chosen.paths = None if self.paths is None else self.paths[rows]
-        chosen.reserved = self.reserved
+        chosen.in_place = self.in_place
         return chosen
+
+    def _write(self, held: list[Tensor], layer: int, new: Tensor) -> Tensor:
+        """Into spare room, doubled when it is used up: the past is copied a few times, not every step."""
+        S, T = len(self), new.shape[2]
+        if held[layer].shape[2] < S:
+            held[layer] = F.pad(held[layer][:, :, : S - T], (0, 0, 0, S))  # (B, H, 2S - T, D)
+        held[layer][:, :, S - T : S] = new
+        return held[layer][:, :, :S]
 
     def _claim(self, real: Tensor, positions: Tensor | int) -> None:
         self.real = torch.cat((self.real, real), 1)  # (B, S + T)

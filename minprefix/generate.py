@@ -82,7 +82,7 @@ def generate(
     for start in range(0, len(sources), batch_size):
         rows = by_length[start : start + batch_size]
         cache, ids = prefill(lm, [sources[row] for row in rows], [prefixes[row] for row in rows])
-        cache.reserve(max_new_tokens * beams)
+        cache.in_place = True
         if beams == 1:
             found = decode_tokens(lm, cache, ids, options, generator)
         else:

@@ -55,12 +55,12 @@ def test_padding_changes_nothing(side):
         assert_close(logits[row][mask[row].bool()], lm(torch.tensor([source]))[0])
 
 
-def test_reserved_slots_change_nothing():
+def test_writing_in_place_changes_nothing():
     lm, ids = make_gpt2(), ids_of(0, 2, 9)
     cache = lm.empty_cache(2)
     first = lm(ids[:, :5], cache)
     with torch.inference_mode():
-        cache.reserve(4)
+        cache.in_place = True
         second = torch.cat([lm(ids[:, i : i + 1], cache) for i in range(5, 9)], 1)
     assert_close(torch.cat((first, second), 1), lm(ids))
 
