@@ -1,44 +1,39 @@
 """Read what a prefix makes the model write: python sample.py --prefix e2e.pt
 
 Without --input it describes records of the test set that the prefix was trained for, and on a terminal it
-then asks for more. With several --prefix every input is answered with each prefix, all in one batch.
+then asks for more. With several --prefix every input is answered with each prefix, all in one batch; the
+decoding settings are those of the first, unless they are given.
 """
 
 import argparse
+import csv
+import io
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from tqdm import tqdm
 
-from minprefix.data import Record, find_files, linearise_mr, linearise_record, read_e2e, read_split
+from minprefix.data import Record, find_files, linearise_mr, linearise_record, read_split
 from minprefix.errors import InputError
-from minprefix.generate import check_base
+from minprefix.generate import check_base, check_rows
 from minprefix.hub import load_lm
 from minprefix.prefix import SavedPrefix
 from minprefix.store import load_prefix, write_atomically
-from minprefix.texts import generate_texts
+from minprefix.texts import encode_source, generate_texts
+
+DECODING = {"beams": 5, "length_penalty": 1.0, "max_new_tokens": 100}  # for a file that does not say
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     add = parser.add_argument
-    add(
-        "--prefix",
-        action="append",
-        required=True,
-        metavar="FILE",
-        help="a .pt file of train.py; may be given again",
-    )
-    add("--model", metavar="NAME", help="the frozen LM, where it no longer lies where the prefix was trained")
-    add(
-        "--input",
-        metavar="FILE",
-        help="what to describe, one a line: a record as text or JSON, or E2E's CSV; - is stdin",
-    )
+    add("--prefix", action="append", required=True, metavar="FILE", help="of train.py; may be given again")
+    add("--model", metavar="NAME", help="the frozen LM, where it is not where the prefix was trained")
+    add("--input", metavar="FILE", help="records as lines of text or JSON, or .json, or .csv; - is stdin")
     add("--output", metavar="FILE", help="write JSON lines there instead of text to the terminal")
     add("--data", help="auto, download, sample or a folder; default: as in the training")
     add("--records", type=int, default=5, metavar="N", help="test records to describe (default 5; 0: all)")
@@ -60,39 +55,45 @@ def main(arguments: list[str]) -> None:
     prefixes = [load_prefix(path) for path in args.prefix]
     if args.output and Path(args.output).exists():
         raise InputError(f"--output {args.output} exists and is not overwritten: give another name")
-    records = choose_records(args, prefixes[0])
+    records = read_input(args.input) if args.input else choose_records(args, prefixes[0])
     lm, tokenizer = load_lm(args.model or prefixes[0].base["name"], device=args.device)
-    for prefix in prefixes:
-        check_base(prefix, lm)
-    apply_tensors(lm, prefixes)
     options = choose_options(args, prefixes[0])
-    answers = answer(args, lm, tokenizer, records, prefixes, options)
+    rows = prepare_prefixes(lm, prefixes)
+    sources = [encode_source(lm, tokenizer, record.source) for record in records]
+    for prefix in rows:  # before the first text is written, so that none is lost
+        check_rows(lm, sources, [prefix] * len(records), options["max_new_tokens"])
+    answers = answer(args, lm, tokenizer, records, rows, options)
     if args.output:
-        lines = [json.dumps(line, ensure_ascii=False) + "\n" for line in answers]
-        write_atomically(Path(args.output), lambda part: part.write_text("".join(lines), encoding="utf-8"))
+        lines = (json.dumps(line, ensure_ascii=False) + "\n" for line in answers)
+        write_atomically(args.output, lambda part: write_lines(part, lines))
         return
     for line in answers:
         show(line)
-    if not args.input and sys.stdin.isatty() and sys.stdout.isatty():
-        talk(args, lm, tokenizer, prefixes, options)
+    if not args.input and sys.stdin and sys.stdin.isatty() and sys.stdout.isatty():
+        talk(args, lm, tokenizer, rows, options)
 
 
-def answer(args, lm, tokenizer, records: list[Record], prefixes: list, options: dict) -> Iterator[dict]:
-    """For each record and prefix: the source, the prefix's file, its text, and the references where there are
-    any.
-    """
-    jobs = [(record, name, prefix) for record in records for name, prefix in zip(args.prefix, prefixes)]
+def prepare_prefixes(lm, prefixes: list[SavedPrefix]) -> list[SavedPrefix | None]:
+    """What to hand to generate: a fully fine-tuned model's tensors are put in place instead, and alone."""
+    for prefix in prefixes:
+        check_base(prefix, lm)
+        if prefix.tensors and len(prefixes) > 1:
+            raise InputError(f"method {prefix.method} changes the model itself: give it as the only --prefix")
+        if prefix.tensors:
+            lm.load_state_dict(prefix.tensors)
+    return [prefix if prefix.sites else None for prefix in prefixes]
+
+
+def answer(args, lm, tokenizer, records: list[Record], rows: list, options: dict) -> Iterator[dict]:
+    """For each record and prefix: the source, the prefix's file, its text, and any references."""
+    jobs = [(record, name, prefix) for record in records for name, prefix in zip(args.prefix, rows)]
     for start in tqdm(range(0, len(jobs), 32), unit="batch", disable=None if args.output else True):
         batch = jobs[start : start + 32]
-        rows = [prefix if prefix.sites else None for _, _, prefix in batch]
-        texts = generate_texts(lm, tokenizer, [record.source for record, _, _ in batch], rows, options)
+        sources, batch_rows = [record.source for record, _, _ in batch], [prefix for _, _, prefix in batch]
+        texts = generate_texts(lm, tokenizer, sources, batch_rows, options)
         for (record, name, _), text in zip(batch, texts):
-            yield {
-                "source": record.source,
-                "prefix": name,
-                "text": text,
-                "references": list(record.references),
-            }
+            line = {"source": record.source, "prefix": name, "text": text}
+            yield line | {"references": list(record.references)}
 
 
 def show(line: dict) -> None:
@@ -102,12 +103,17 @@ def show(line: dict) -> None:
     print(flush=True)
 
 
-def talk(args, lm, tokenizer, prefixes: list, options: dict) -> None:
+def write_lines(path: Path, lines: Iterator[str]) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        file.writelines(lines)
+
+
+def talk(args, lm, tokenizer, rows: list, options: dict) -> None:
     """Describes what is typed until an empty line or the end of the input."""
     print("Type a record, such as  name : The Fig Tree | food : Indian | area : riverside  (empty: stop)")
     while text := read_line():
         try:
-            for line in answer(args, lm, tokenizer, [Record(parse_line(text), ())], prefixes, options):
+            for line in answer(args, lm, tokenizer, [Record(parse_line(text), ())], rows, options):
                 show(line)
         except InputError as error:
             print(f"{error}\n")
@@ -121,74 +127,94 @@ def read_line() -> str:
 
 
 def choose_records(args, prefix: SavedPrefix) -> list[Record]:
-    """The records to describe: of --input, or of the test set, spread evenly."""
-    if args.input:
-        return read_input(args.input)
-    files = find_files(prefix.config["dataset"], args.data or prefix.config["data"])
-    if files.is_sample:
-        print(
-            f"!!! NOT THE {files.dataset.upper()} DATA !!! {files.origin}, {files.detail}\n", file=sys.stderr
-        )
+    """Records of the test set, spread evenly; says so where they are not the data of the training."""
+    if args.records < 0:
+        raise InputError(f"--records {args.records} must be 0 (all) or more")
+    settings = {"dataset": "e2e", "data": "auto"} | prefix.config
+    files = find_files(settings["dataset"], args.data or settings["data"])
+    if files.is_sample or files.origin != prefix.data:
+        print(f"!!! records: {files.origin}, {files.detail}; training: {prefix.data} !!!\n", file=sys.stderr)
     records = read_split(files, "test")
-    count = min(args.records, len(records)) if args.records > 0 else len(records)
+    count = min(args.records or len(records), len(records))
     return [records[i * len(records) // count] for i in range(count)]
 
 
 def read_input(name: str) -> list[Record]:
-    """Records from E2E's CSV, or from lines of text, MRs or JSON objects; InputError names the line."""
-    if name.endswith((".csv", ".csv.gz")):
-        return read_e2e(Path(name))
-    try:
-        lines = (
-            sys.stdin.read().splitlines()
-            if name == "-"
-            else Path(name).read_text(encoding="utf-8").splitlines()
-        )
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"--input {name} cannot be read ({error}): give a UTF-8 text, JSON-lines or CSV file"
-        ) from None
-    records = []
-    for number, line in enumerate(lines, 1):
-        try:
-            if line.strip():
-                records.append(Record(parse_line(line.strip()), ()))
-        except InputError as error:
-            raise InputError(f"--input {name}, line {number}: {error}") from None
-    if not records:
+    """Records from a .csv, a .json or lines of text, MRs or JSON objects; InputError names the place."""
+    text = read_text(name)
+    if name.lower().endswith(".csv"):
+        rows = enumerate(csv.DictReader(io.StringIO(text, newline="")), 2)
+        sources = [parse_at(f"--input {name}, line {number}", parse_row, row) for number, row in rows]
+    elif text.lstrip().startswith("[") or name.lower().endswith(".json"):
+        rows = enumerate(parse_at(f"--input {name}", parse_list, text), 1)
+        sources = [
+            parse_at(f"--input {name}, record {number}", linearise_record, row) for number, row in rows
+        ]
+    else:
+        lines = enumerate(text.split("\n"), 1)
+        sources = [
+            parse_at(f"--input {name}, line {i}", parse_line, s.strip()) for i, s in lines if s.strip()
+        ]
+    if not sources:
         raise InputError(f"--input {name} is empty: write one record a line")
+    return [Record(source, ()) for source in sources]
+
+
+def read_text(name: str) -> str:
+    try:
+        content = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+        return content.decode("utf-8-sig")
+    except (OSError, ValueError, AttributeError) as error:  # AttributeError: stdin is closed
+        raise InputError(f"--input {name} cannot be read ({error}): give a UTF-8 file") from None
+
+
+def parse_at(place: str, parse, item) -> str | list:
+    try:
+        return parse(item)
+    except InputError as error:
+        raise InputError(f"{place}: {error}") from None
+
+
+def parse_list(text: str) -> list[dict]:
+    content = parse_json(text)
+    records = content if isinstance(content, list) else [content]
+    if not all(isinstance(record, dict) for record in records):
+        raise InputError("give a list of JSON objects")
     return records
+
+
+def parse_row(row: dict) -> str:
+    """A source from a CSV row: E2E's mr column, or a column for each key."""
+    given = {key: value for key, value in row.items() if key and key.lower() not in ("ref", "references")}
+    if [key.lower() for key in given] == ["mr"]:
+        return linearise_mr(next(iter(given.values())) or "")
+    return linearise_record(given)
 
 
 def parse_line(line: str) -> str:
     """A source from a JSON object, from E2E's key[value], ... or as it stands."""
     if line.startswith("{"):
-        try:
-            return linearise_record(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise InputError(f"not a JSON object ({error})") from None
+        return linearise_record(parse_json(line))
+    try:
+        line.encode("utf-8")
+    except UnicodeEncodeError:
+        raise InputError("the text is not valid Unicode (it has half a character): write it anew") from None
     return linearise_mr(line) if "[" in line else line
 
 
-def apply_tensors(lm, prefixes: list[SavedPrefix]) -> None:
-    """Puts a fully fine-tuned model's tensors in place; it has no prefix and cannot share a batch with
-    others.
-    """
-    changed = [prefix for prefix in prefixes if prefix.tensors]
-    if changed and len(prefixes) > 1:
-        raise InputError(f"method {changed[0].method} changes the model itself: give it as the only --prefix")
-    for prefix in changed:
-        lm.load_state_dict(prefix.tensors)
+def parse_json(text: str) -> object:
+    try:
+        content = json.loads(text)
+        json.dumps(content, ensure_ascii=False).encode("utf-8")
+        return content
+    except (ValueError, RecursionError) as error:
+        raise InputError(f'not JSON in valid Unicode ({error}): write {{"name": ..., "food": ...}}') from None
 
 
 def choose_options(args, prefix: SavedPrefix) -> dict:
     """generate's options: the command line's, else those of the training."""
-    given = {
-        "beams": args.beams,
-        "length_penalty": args.length_penalty,
-        "max_new_tokens": args.max_new_tokens,
-    }
-    options = {name: prefix.config[name] if value is None else value for name, value in given.items()}
+    given = {name: getattr(args, name) for name in DECODING if getattr(args, name) is not None}
+    options = DECODING | {name: prefix.config.get(name, DECODING[name]) for name in DECODING} | given
     if args.sample and args.beams is None:
         options["beams"] = 1
     names = ("min_new_tokens", "sample", "temperature", "top_k", "top_p", "seed")
@@ -198,7 +224,9 @@ def choose_options(args, prefix: SavedPrefix) -> dict:
 if __name__ == "__main__":
     try:
         main(sys.argv[1:])
-    except InputError as error:
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (InputError, OSError) as error:
         print(f"sample.py: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

@@ -13,18 +13,18 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO
 
 import torch
 from tqdm import tqdm
 
 from minprefix.config import Config, describe_keys, parse_argument, parse_config
 from minprefix.data import find_files, make_batches, pairs, read_split
-from minprefix.errors import InputError
+from minprefix.errors import InputError, first_line
+from minprefix.generate import check_length
 from minprefix.hub import load_lm
 from minprefix.methods import collapse, compute_sites, make_theta, target_loss
 from minprefix.metrics import bleu
-from minprefix.store import read_pt, save_prefix, write_atomically, write_pt
+from minprefix.store import load_prefix, read_pt, save_prefix, write_atomically, write_pt
 from minprefix.texts import encode_source, encode_target, generate_texts
 
 STATE_FORMAT = "minprefix-state/1"
@@ -36,66 +36,58 @@ def main(arguments: list[str]) -> None:
         print(describe_keys())
         return
     state = load_state(arguments)
-    config = Config(**state["config"]) if state else parse_config(arguments)
-    out = Path(config.out)
-    if not state:
-        refuse_overwriting(out)
+    config = restore_config(state) if state else parse_config(arguments)
+    refuse_overwriting(config, state)
     files = find_files(config.dataset, config.data)
-    if state and state["data"] != files.origin:
-        raise InputError(
-            f"the run began with {state['data']}, but now there is {files.origin}: restore the data"
-        )
     announce(files)
     lm, tokenizer = load_lm(config.model, device=config.device)
-    with open_log(out.with_suffix(".jsonl"), state) as log, say_how_to_go_on(out):
-        theta = train(config, lm, tokenizer, files, log, state)
+    check_origin(state, describe_origin(lm, files))
+    with say_how_to_go_on(Path(config.out)):
+        theta = train(config, lm, tokenizer, files, state)
         saved = collapse(lm, config.method, theta, dataclasses.asdict(config), files.origin)
-        save_prefix(saved, out)
+        save_prefix(saved, config.out)
         metrics, described = evaluate(config, lm, tokenizer, files, saved)
-        report(files, metrics, described)
-        save_prefix(dataclasses.replace(saved, metrics=metrics), out)
-        write_line(log, **metrics, data=files.origin)
-    state_path(out).unlink()
-    print(f"\nsaved {out} ({out.stat().st_size / 1e6:.2f} MB). Read more: python sample.py --prefix {out}")
+    report(files, metrics, described)
+    save_prefix(dataclasses.replace(saved, metrics=metrics), config.out)
+    append_line(log_path(Path(config.out)), metrics | {"data": files.origin})
+    state_path(Path(config.out)).unlink()
+    size = Path(config.out).stat().st_size / 1e6
+    print(f"\nsaved {config.out} ({size:.2f} MB). Read more: python sample.py --prefix {config.out}")
 
 
-def train(config: Config, lm, tokenizer, files, log: TextIO, state: dict | None) -> torch.nn.Module:
+def train(config: Config, lm, tokenizer, files, state: dict | None = None) -> torch.nn.Module:
     """Maximises Eq. 2 over theta; each step follows from the seed and its number, so a run can be resumed."""
     torch.manual_seed(config.seed)
-    words = [] if config.init == "random" else tokenizer.encode(config.init)
-    theta = make_theta(lm, config.method, config.prefix_len, config.mlp_hidden, words).to(config.device)
-    optimizer = torch.optim.AdamW(theta.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-    first = restore(state, theta, optimizer) if state else 0
-
     train_pairs = encode_pairs(lm, tokenizer, choose_pairs(config, pairs(read_split(files, "train"))))
     dev_pairs = encode_pairs(lm, tokenizer, pick(pairs(read_split(files, "dev")), config.dev_limit))
+    check_lengths(config, lm, tokenizer, files, train_pairs + dev_pairs)
+    words = [] if config.init == "random" else tokenizer.encode(config.init)
+    theta = make_theta(lm, config.method, config.prefix_len, config.mlp_hidden, words)
+    optimizer = torch.optim.AdamW(theta.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    first = restore(state, theta, optimizer) if state else 0
     total = count_steps(config, len(train_pairs))
     numbers = sum(parameter.numel() for parameter in theta.parameters())
     print(
         f"{config.method} on {config.model}: {numbers:,} numbers, {len(train_pairs):,} pairs, {total:,} steps"
     )
 
-    if not state:
-        save_state(config, theta, optimizer, 0, files.origin)
-    saved_at = time.monotonic()
+    facts = describe_origin(lm, files)
     bar = tqdm(total=total, initial=first, unit="step", disable=None)
-    with bar, stop_politely() as stop:
+    with Keeper(config, facts, theta, optimizer, first) as keeper, bar, stop_politely() as stop:
         for step, batch in walk_batches(config, train_pairs, first, total):
-            began = time.monotonic()
-            lr = config.lr * (1 - step / total)
+            began, lr = time.monotonic(), config.lr * (1 - step / total)
             loss, tokens = take_step(config, lm, theta, optimizer, batch, lr)
-            speed = tokens / (time.monotonic() - began)
+            speed = round(tokens / (time.monotonic() - began))
             done = step + 1
             bar.update()
-            bar.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} tokens/s")
-            write_line(log, step=done, loss=loss, lr=lr, tokens_per_second=round(speed))
+            bar.set_postfix_str(f"loss {loss:.3f}, {speed:,} tokens/s")
+            keeper.log(step=done, loss=loss, lr=lr, tokens_per_second=speed)
             if done % config.eval_every == 0 or done == total:
                 dev_loss = measure_loss(config, lm, theta, dev_pairs)
-                write_line(log, step=done, dev_loss=dev_loss)
+                keeper.log(step=done, dev_loss=dev_loss)
                 bar.write(f"step {done:5d} of {total}: loss {loss:.3f}, dev loss {dev_loss:.3f} nats a token")
-            if stop or done == total or time.monotonic() - saved_at > config.save_seconds:
-                save_state(config, theta, optimizer, done, files.origin)
-                saved_at = time.monotonic()
+            if stop or done == total or keeper.is_due():
+                keeper.save(done)
             if stop:
                 raise KeyboardInterrupt
     return theta
@@ -105,14 +97,11 @@ def take_step(config: Config, lm, theta, optimizer, batch: list, lr: float) -> t
     """One step of AdamW -> the mean loss of y's tokens in nats, and how many they were."""
     with torch.autocast(config.device, torch.bfloat16, enabled=config.bf16):
         summed, tokens = target_loss(lm, compute_sites(lm, config.method, theta), batch)
-    loss = summed / (tokens if config.loss == "token" else len(batch))
-    if not loss.isfinite():
-        raise InputError(
-            f"the loss is {loss.item()}: lower lr (now {config.lr}); the last saved state is kept"
-        )
     optimizer.zero_grad()
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(theta.parameters(), config.clip)
+    (summed / (tokens if config.loss == "token" else len(batch))).backward()
+    norm = torch.nn.utils.clip_grad_norm_(theta.parameters(), config.clip)
+    if not (summed + norm).isfinite():  # before the step: what is kept must stay good
+        raise InputError(f"loss or gradient is {(summed + norm).item()}: lower lr (now {config.lr})")
     optimizer.param_groups[0]["lr"] = lr
     optimizer.step()
     return summed.item() / tokens, tokens
@@ -130,8 +119,7 @@ def measure_loss(config: Config, lm, theta, encoded: list) -> float:
 def evaluate(config: Config, lm, tokenizer, files, saved, split: str = "test") -> tuple[dict, list]:
     """Describes the records of a split by beam search -> the metrics, and each record with its text."""
     records = pick(read_split(files, split), config.eval_limit)
-    names = ("beams", "length_penalty", "max_new_tokens")
-    options = {name: getattr(config, name) for name in names}
+    options = {name: getattr(config, name) for name in ("beams", "length_penalty", "max_new_tokens")}
     prefix = None if config.method == "full" else saved
     texts: list[str] = []
     with tqdm(total=len(records), unit="record", desc=split, disable=None) as bar:
@@ -148,6 +136,16 @@ def report(files, metrics: dict, described: list) -> None:
         print(f"\nrecord     {record.source}\ntext       {text}\nreference  {record.references[0]}")
     print(f"\n{metrics['records']} test records, {files.origin}")
     print(f"  BLEU          {metrics['BLEU']:8.2f}\n  length ratio  {metrics['length_ratio']:8.2f}")
+
+
+def check_lengths(config: Config, lm, tokenizer, files, encoded: list) -> None:
+    """InputError before the first step if something would not fit the position table, or at the end."""
+    length = 0 if config.method == "full" else config.prefix_len
+    for number, (source, target) in enumerate(encoded, 1):
+        check_length(lm, f"training or dev pair {number}", length, len(source), len(target))
+    for number, record in enumerate(pick(read_split(files, "test"), config.eval_limit), 1):
+        source = encode_source(lm, tokenizer, record.source)
+        check_length(lm, f"test record {number}", length, len(source), config.max_new_tokens)
 
 
 def encode_pairs(lm, tokenizer, texts: list[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
@@ -207,16 +205,93 @@ def say_how_to_go_on(out: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        print(f"\nstopped; go on with: python train.py resume={state_path(out)}", file=sys.stderr)
+        state = state_path(out)
+        advice = f"go on with: python train.py resume={state}" if state.exists() else "nothing was begun"
+        print(f"\nstopped; {advice}", file=sys.stderr)
         sys.exit(130)
+
+
+class Keeper:
+    """Keeps what a run must not lose: its log, and a state from which it goes on to the same bits."""
+
+    def __init__(self, config: Config, facts: dict, theta, optimizer, step: int):
+        self.out, self.seconds, self.first = Path(config.out), config.save_seconds, step
+        self.facts = {"format": STATE_FORMAT, "config": dataclasses.asdict(config), **facts}
+        self.theta, self.optimizer = theta, optimizer
+        lines = read_log(log_path(self.out), step) if step else []
+        self.save(step)  # from here on a kill loses nothing
+        write_atomically(log_path(self.out), lambda part: part.write_text("".join(lines)))
+
+    def __enter__(self) -> "Keeper":
+        return self
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        """A new run that fails before its first save leaves nothing in the way of the next try."""
+        if kind is InputError and self.step == 0:
+            state_path(self.out).unlink()
+            log_path(self.out).unlink()
+
+    def log(self, **values: object) -> None:
+        append_line(log_path(self.out), values)
+
+    def save(self, step: int) -> None:
+        state = self.facts | {"step": step, "theta": self.theta.state_dict()}
+        state["optimizer"] = self.optimizer.state_dict()
+        write_atomically(state_path(self.out), lambda part: write_pt(state, part))
+        self.step, self.saved_at = step, time.monotonic()
+
+    def is_due(self) -> bool:
+        return time.monotonic() - self.saved_at > self.seconds
 
 
 def state_path(out: Path) -> Path:
     return out.with_suffix(".state.pt")
 
 
-def refuse_overwriting(out: Path) -> None:
-    for path in (state_path(out), out, out.with_suffix(".jsonl")):
+def log_path(out: Path) -> Path:
+    return out.with_suffix(".jsonl")
+
+
+def append_line(path: Path, values: dict) -> None:
+    try:
+        with open(path, "a", encoding="utf-8") as log:
+            log.write(json.dumps(values) + "\n")
+    except OSError as error:
+        raise InputError(f"cannot write {path} ({error.strerror}): make room, then resume") from None
+
+
+def read_log(path: Path, step: int) -> list[str]:
+    """The log's lines up to a step; a kill can have cut the last one short."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    return [line for line in lines if line.endswith("\n") and json.loads(line).get("step", math.inf) <= step]
+
+
+def load_state(arguments: list[str]) -> dict | None:
+    """The state that resume= names, or None; it goes on beside that file, and no other key may disagree."""
+    given = dict(parse_argument(argument) for argument in arguments)
+    path = given.pop("resume", "")
+    if not path:
+        return None
+    state = read_pt(Path(path))
+    keys = {"format", "config", "data", "fingerprint", "step", "theta", "optimizer"}
+    if not isinstance(state, dict) or set(state) != keys or not path.endswith(".state.pt"):
+        raise InputError(f"resume={path} is no training state: give the .state.pt file of an unfinished run")
+    for name, value in given.items():
+        if state["config"].get(name) != value:
+            was = state["config"].get(name)
+            raise InputError(f"the run to resume has {name}={was}, not {value}: leave {name}= out")
+    state["config"]["out"] = path.removesuffix(".state.pt") + ".pt"
+    return state
+
+
+def refuse_overwriting(config: Config, state: dict | None) -> None:
+    """InputError if files are in the way that are not this run's own."""
+    out = Path(config.out)
+    if state:
+        if out.exists() and load_prefix(out).config != dataclasses.asdict(config):
+            raise InputError(f"{out} is of another run and is not overwritten: move it away, then resume")
+        return
+    for path in (state_path(out), out, log_path(out)):
         if path.exists():
             advice = f"go on with resume={path}, " if path == state_path(out) else ""
             raise InputError(
@@ -224,64 +299,43 @@ def refuse_overwriting(out: Path) -> None:
             )
 
 
-def open_log(path: Path, state: dict | None) -> TextIO:
-    """A new JSON-lines log, or that of the run to resume, cut back to its saved step."""
+def describe_origin(lm, files) -> dict:
+    return {"data": files.origin, "fingerprint": lm.config.fingerprint}
+
+
+def check_origin(state: dict | None, facts: dict) -> None:
+    """InputError if a run would go on with other data or another model than it began with."""
+    for name, value in facts.items():
+        if state and state[name] != value:
+            raise InputError(
+                f"the run began with {name} {state[name]!r}, now it is {value!r}: restore the former"
+            )
+
+
+def restore_config(state: dict) -> Config:
     try:
-        if not state:
-            return open(path, "x", buffering=1)
-        lines = [line for line in path.read_text().splitlines() if is_kept(line, state["step"])]
-        write_atomically(path, lambda part: part.write_text("".join(f"{line}\n" for line in lines)))
-        return open(path, "a", buffering=1)
-    except OSError as error:
+        return Config(**state["config"])
+    except TypeError as error:
         raise InputError(
-            f"cannot write {path} ({error.strerror}): give out=NAME.pt in another folder"
+            f"the state to resume is of another version ({first_line(error)}): start anew"
         ) from None
 
 
-def is_kept(line: str, step: int) -> bool:
-    """Whether a log line lies before the saved step; a kill can have cut the last one short."""
-    with contextlib.suppress(ValueError):
-        return json.loads(line).get("step", math.inf) <= step
-    return False
-
-
-def write_line(log: TextIO, **values: object) -> None:
-    log.write(json.dumps(values) + "\n")
-
-
-def save_state(config: Config, theta, optimizer, step: int, origin: str) -> None:
-    state = {"format": STATE_FORMAT, "config": dataclasses.asdict(config), "data": origin, "step": step}
-    state |= {"theta": theta.state_dict(), "optimizer": optimizer.state_dict()}
-    write_atomically(state_path(Path(config.out)), lambda part: write_pt(state, part))
-
-
-def load_state(arguments: list[str]) -> dict | None:
-    """The state that resume= names, or None; its settings win, so no other key may disagree."""
-    given = dict(parse_argument(argument) for argument in arguments)
-    path = given.pop("resume", None)
-    if not path:
-        return None
-    state = read_pt(Path(path))
-    if not isinstance(state, dict) or state.get("format") != STATE_FORMAT:
-        raise InputError(f"resume={path} is no training state: give the .state.pt file of an unfinished run")
-    for name, value in given.items():
-        if state["config"][name] != value:
-            raise InputError(
-                f"the run to resume has {name}={state['config'][name]}, not {value}: leave {name}= out"
-            )
-    return state
-
-
 def restore(state: dict, theta, optimizer) -> int:
-    theta.load_state_dict(state["theta"])
-    optimizer.load_state_dict(state["optimizer"])
-    return state["step"]
+    """Puts theta and optimizer where the run was -> the number of steps done."""
+    try:
+        theta.load_state_dict(state["theta"])
+        optimizer.load_state_dict(state["optimizer"])
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = first_line(error)
+        raise InputError(f"the state to resume is damaged ({reason}): start anew") from None
+    return int(state["step"])
 
 
 if __name__ == "__main__":
     try:
         main(sys.argv[1:])
-    except InputError as error:
+    except (InputError, OSError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

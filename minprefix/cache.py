@@ -38,8 +38,7 @@ class Cache:
         """
         B, L, H, D = len(self.real), len(self.keys), self.keys[0].shape[1], self.keys[0].shape[3]
         P = prefix.shape[-2]
-        if real is None:
-            real = self.real.new_ones(B, P)
+        real = self.real.new_ones(B, P) if real is None else real.to(self.real.device)
         self._claim(real, real.sum(1) if shift else 0)
         # Eq. 3: h_i = P_theta[i, :] for i in P_idx
         h = prefix.to(self.keys[0]).unflatten(-1, (2 * L, H, D)).expand(B, P, -1, -1, -1)  # (B, P, 2L, H, D)

@@ -101,23 +101,24 @@ def parse_value(name: str, kind: type, value: str) -> object:
 
 def check(config: Config) -> None:
     """InputError for a value out of its range, before anything is loaded."""
-    at_least = {
-        name: 1 for name in ("prefix_len", "epochs", "batch_size", "eval_every", "dev_limit", "beams")
-    }
-    at_least |= {
-        "max_new_tokens": 1,
-        "mlp_hidden": 0,
-        "max_steps": 0,
-        "n_train": 0,
-        "eval_limit": 0,
-        "seed": 0,
-    }
+    at_least = dict.fromkeys(
+        ("prefix_len", "epochs", "batch_size", "eval_every", "dev_limit", "beams", "max_new_tokens"), 1
+    )
+    at_least |= dict.fromkeys(("mlp_hidden", "max_steps", "n_train", "eval_limit", "seed", "subset"), 0)
     for name, least in at_least.items():
-        if getattr(config, name) < least:
-            raise InputError(f"{name}={getattr(config, name)} must be at least {least}")
+        if not least <= getattr(config, name) < 2**20:
+            raise InputError(f"{name}={getattr(config, name)} must be at least {least} and below 2^20")
     for name in ("lr", "clip"):
-        if not 0 < getattr(config, name) < float("inf"):
-            raise InputError(f"{name}={getattr(config, name)} must be a number above 0")
+        if not 0 < getattr(config, name) <= 1000:
+            raise InputError(f"{name}={getattr(config, name)} must be above 0 and at most 1000")
+    if not 0 <= config.weight_decay <= 1:
+        raise InputError(f"weight_decay={config.weight_decay} must lie between 0 and 1")
+    if not abs(config.length_penalty) <= 20:
+        raise InputError(f"length_penalty={config.length_penalty} must lie between -20 and 20")
+    if config.device.split(":")[0] not in ("cpu", "cuda"):
+        raise InputError(f"device={config.device} must be cpu or cuda")
+    if not config.init.strip():
+        raise InputError("init= has no words: give random, or words to start from")
     if config.out and not config.out.endswith(".pt"):
         raise InputError(f"out={config.out} must end in .pt")
     if config.loss not in ("token", "sum"):

@@ -19,8 +19,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from minprefix.errors import InputError
 
 TIMEOUT = 10  # seconds without an answer; short, so that a machine without network goes on quickly
@@ -65,12 +63,14 @@ def find_files(dataset: str, data: str = "auto") -> DataFiles:
     if dataset not in READERS:
         raise InputError(f"unknown data set '{dataset}'; {_nearest(dataset, READERS)}")
     if data not in ("auto", "download", "sample"):
-        return _given_files(dataset, Path(data).expanduser())
+        return _given_files(dataset, Path(data))
     if data == "sample":
         return _bundled_sample(dataset, "as data=sample asks")
     home = data_folder() / dataset
+    if data == "auto" and (files := _files_in(dataset, home)):
+        return files
     try:
-        return (data == "auto" and _files_in(dataset, home)) or _download(dataset, home)
+        return _download(dataset, home)
     except OSError as error:
         reason = f"{URLS[dataset]} cannot be reached ({error})"
         if data == "download":
@@ -83,15 +83,9 @@ def read_split(files: DataFiles, split: str) -> list[Record]:
     return READERS[files.dataset](files.paths[split])
 
 
-def load_records(dataset: str, split: str, data: str = "auto") -> tuple[list[Record], str]:
-    """The records of one split, and what they are. For more: find_files once, then read_split."""
-    files = find_files(dataset, data)
-    return read_split(files, split), files.origin
-
-
 def data_folder() -> Path:
     """Where data sets are kept: MINPREFIX_DATA, or ~/.cache/minprefix."""
-    return Path(os.environ.get("MINPREFIX_DATA") or "~/.cache/minprefix").expanduser()
+    return Path(os.environ.get("MINPREFIX_DATA") or Path.home() / ".cache" / "minprefix")
 
 
 def _bundled_sample(dataset: str, reason: str) -> DataFiles:
@@ -107,14 +101,23 @@ def _given_files(dataset: str, root: Path) -> DataFiles:
 
 
 def _files_in(dataset: str, folder: Path) -> DataFiles | None:
-    paths, official = {}, True
-    for split, (name, digest) in OFFICIAL[dataset].items():
-        candidates = [folder / (stem + end) for stem in (name, f"{split}.csv") for end in ("", ".gz")]
-        paths[split] = next((path for path in candidates if path.is_file()), None)
-        if paths[split] is None:
-            return None
-        official = official and _sha256(_read_bytes(paths[split])) == digest
-    return DataFiles(dataset, paths, f"{'official' if official else 'other'} {dataset} files", f"in {folder}")
+    paths = {split: _find_split(folder, split, name) for split, (name, _) in OFFICIAL[dataset].items()}
+    if not all(paths.values()):
+        return None
+    digests = [_sha256(_read_bytes(path)) for path in paths.values()]
+    official = digests == [digest for _, digest in OFFICIAL[dataset].values()]
+    other = f"other {dataset} files (SHA-256 {_sha256(' '.join(digests).encode())[:8]})"
+    return DataFiles(dataset, paths, f"official {dataset} files" if official else other, f"in {folder}")
+
+
+def _find_split(folder: Path, split: str, name: str) -> Path | None:
+    candidates = [folder / (stem + end) for stem in (name, f"{split}.csv") for end in ("", ".gz")]
+    try:
+        return next((path for path in candidates if path.is_file()), None)
+    except OSError as error:
+        raise InputError(
+            f"cannot read {folder} ({error.strerror}); give a folder that you may read"
+        ) from None
 
 
 def _download(dataset: str, folder: Path) -> DataFiles:
@@ -243,15 +246,3 @@ def make_batches(lengths: list[int], batch_size: int, seed: int, epoch: int) -> 
     batches = [chunk[i : i + batch_size] for chunk in chunks for i in range(0, len(chunk), batch_size)]
     rng.shuffle(batches)
     return batches
-
-
-def pad(rows: list[list[int]], side: str = "left", value: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """One batch of rows, padded on the "left" or "right": ids (B, T) int64, mask (B, T) bool, True = real."""
-    width = max(map(len, rows), default=0)
-    ids = torch.full((len(rows), width), value)  # (B, T)
-    mask = torch.zeros(len(rows), width, dtype=torch.bool)  # (B, T)
-    for i, row in enumerate(rows):
-        slots = slice(width - len(row), width) if side == "left" else slice(len(row))
-        ids[i, slots] = torch.tensor(row, dtype=torch.long)
-        mask[i, slots] = True
-    return ids, mask

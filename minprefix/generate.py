@@ -24,6 +24,7 @@ class Options:
     top_k: int
     top_p: float
     banned: tuple[int, ...]
+    seed: int
 
     def __post_init__(self):
         checks = (
@@ -34,12 +35,18 @@ class Options:
                 f"min_new_tokens is {self.min_new_tokens}: it must lie between 0 and max_new_tokens",
             ),
             (
-                self.temperature > 0,
+                self.temperature > 1e-6,
                 f"temperature is {self.temperature}: it must be above 0 (greedy is beams=1)",
             ),
+            (abs(self.length_penalty) <= 20, f"length_penalty is {self.length_penalty}: give -20 to 20"),
             (self.top_k >= 0, f"top_k is {self.top_k}: it must be 0 (no limit) or more"),
+            (0 <= self.seed < 2**63, f"seed is {self.seed}: it must lie between 0 and 2^63"),
             (0 < self.top_p <= 1, f"top_p is {self.top_p}: it must be above 0 and at most 1"),
             (not (self.sample and self.beams > 1), "sampling draws one text a source: set beams to 1"),
+            (
+                self.sample or (self.temperature, self.top_k, self.top_p) == (1, 0, 1),
+                "temperature, top_k and top_p shape a draw: set sample too",
+            ),
         )
         for good, problem in checks:
             if not good:
@@ -73,8 +80,8 @@ def generate(
     position table.
     """
     limits = (max_new_tokens, min_new_tokens, length_penalty)
-    options = Options(beams, *limits, sample, temperature, top_k, top_p, tuple(banned))
-    prefixes = prefix if isinstance(prefix, list) else [prefix] * len(sources)
+    options = Options(beams, *limits, sample, temperature, top_k, top_p, tuple(banned), seed)
+    prefixes = list(prefix) if isinstance(prefix, list | tuple) else [prefix] * len(sources)
     check_rows(lm, sources, prefixes, max_new_tokens)
     generator = torch.Generator(lm.wte.weight.device).manual_seed(seed)
     outputs: list[list[int]] = [[] for _ in sources]
@@ -93,31 +100,39 @@ def generate(
 
 
 def check_rows(lm, sources: list[list[int]], prefixes: list, max_new_tokens: int) -> None:
+    """InputError for the first row that cannot be continued, counted from 1."""
     if len(prefixes) != len(sources):
         raise InputError(
             f"{len(prefixes)} prefixes for {len(sources)} sources: give one prefix, or one for each source"
         )
-    for row, (source, prefix) in enumerate(zip(sources, prefixes)):
+    for prefix in {id(prefix): prefix for prefix in prefixes if prefix is not None}.values():
+        check_base(prefix, lm)
+        if not prefix.sites:
+            raise InputError("method full has no prefix: load its tensors into the model, and give None")
+    for number, (source, prefix) in enumerate(zip(sources, prefixes), 1):
         if not source:
-            raise InputError(f"source {row} is empty: give at least one token")
-        if prefix is not None:
-            check_base(prefix, lm)
-            if not prefix.sites:
-                raise InputError("method full has no prefix: load its tensors into the model, and give None")
-        length = sum(len(p) for p in prefix.sites.values()) if prefix else 0
-        needed = length + len(source) + max_new_tokens
-        if needed > lm.config.n_positions:
-            raise InputError(
-                f"source {row} needs {needed} positions (prefix {length}, source {len(source)}, "
-                f"max_new_tokens {max_new_tokens}), but the model has {lm.config.n_positions}: shorten one"
-            )
+            raise InputError(f"source {number} is empty: give at least one token")
+        length = sum(len(P_theta) for P_theta in prefix.sites.values()) if prefix else 0
+        check_length(lm, f"source {number}", length, len(source), max_new_tokens)
+
+
+def check_length(lm, what: str, prefix: int, source: int, target: int) -> None:
+    """InputError if |P| + |x| + |y| positions are more than the model has."""
+    if prefix + source + target > lm.config.n_positions:
+        raise InputError(
+            f"{what} needs {prefix + source + target} positions (prefix {prefix}, source {source}, target "
+            f"up to {target}), but the model has {lm.config.n_positions}: shorten one of them"
+        )
 
 
 def check_base(prefix, lm) -> None:
     """InputError if a prefix was trained on another model: its fingerprint or shapes do not fit."""
     width, state = 2 * lm.config.n_layer * lm.config.n_embd, lm.state_dict()
     fits = all(P_theta.shape[1] == width for P_theta in prefix.sites.values())
-    fits &= all(name in state and state[name].shape == t.shape for name, t in prefix.tensors.items())
+    if prefix.tensors:
+        fits &= {name: t.shape for name, t in prefix.tensors.items()} == {
+            n: t.shape for n, t in state.items()
+        }
     given, needed = lm.config.fingerprint or "none", prefix.base["fingerprint"] or "none"
     if not fits or given != needed:
         raise InputError(

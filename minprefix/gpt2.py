@@ -123,7 +123,7 @@ class GPT2(nn.Module):
 
         `embeds` (B, T, C) stand in for the ids' embeddings (Sec. 7.2). InputError past the last position.
         """
-        x = self.wte(ids) if embeds is None else embeds  # (B, T, C)
+        x = self.wte(ids) if embeds is None else embeds.to(self.wte.weight.dtype)  # (B, T, C)
         cache = self.empty_cache(len(x)) if cache is None else cache
         valid = x.new_ones(x.shape[:2]) if attention_mask is None else attention_mask
         positions, mask = cache.advance(valid.bool())  # (B, T), (B, 1, T, S)

@@ -42,7 +42,10 @@ def load_lm(
     _compare(lm.state_dict(), tensors, folder)
     # Copies, for `tensors` are views of the mapped file, which may change or vanish later.
     lm.load_state_dict({key: t.to(device, dtype, copy=True) for key, t in tensors.items()}, assign=True)
-    return lm.eval().requires_grad_(False), load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
+    if max(tokenizer.bytes_of_id) >= config.vocab_size:
+        raise InputError(f"{folder}: vocab.json has ids beyond config.json's vocab_size {config.vocab_size}")
+    return lm.eval().requires_grad_(False), tokenizer
 
 
 def _check_device(device: str | torch.device) -> None:

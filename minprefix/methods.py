@@ -28,11 +28,12 @@ def make_theta(lm, method: str, length: int, hidden: int, words: list[int]) -> n
         return lm
     n_embd = lm.config.n_embd
     if method == "embedding":
-        theta = DirectPrefix(length, n_embd)
+        theta = DirectPrefix(length, n_embd).to(lm.wte.weight.device)
         theta.P.data = embed_words(lm, words, length) if words else theta.P.data * lm.wte.weight.std()
         return theta
     width = 2 * lm.config.n_layer * n_embd
     theta = MLPPrefix(length, n_embd, width, hidden) if hidden else DirectPrefix(length, width)
+    theta = theta.to(lm.wte.weight.device)
     if words and hidden:
         fit(theta, read_activations(lm, words, length))
     elif words:
@@ -42,7 +43,7 @@ def make_theta(lm, method: str, length: int, hidden: int, words: list[int]) -> n
 
 def embed_words(lm, words: list[int], length: int) -> Tensor:
     """The words' own embeddings (length, C), repeated to that length."""
-    return lm.wte.weight[[words[i % len(words)] for i in range(length)]].clone()
+    return lm.wte.weight[[words[i % len(words)] for i in range(length)]].float()
 
 
 def compute_sites(lm, method: str, theta: nn.Module) -> dict[str, Tensor]:

@@ -36,7 +36,7 @@ class MLPPrefix(nn.Module):
 
 @dataclass(frozen=True)
 class SavedPrefix:
-    """What is left of a training: the content of a .pt file, as hub.py writes it.
+    """What is left of a training: the content of a .pt file, as store.py writes it.
 
     sites: P_theta (P, 2·L·C) where it is spliced: "decoder" is before x, "infix" between x and y.
     base: name, config and fingerprint of the frozen LM. tensors: what changed in it, for method "full".
@@ -61,7 +61,7 @@ def pack(cache: Cache) -> Tensor:
 def read_activations(lm, ids: list[int], length: int) -> Tensor:
     """Sec. 7.4: what the LM computes for real words, repeated to a length -> P_theta (length, 2·L·C)."""
     words = torch.tensor([ids[i % len(ids)] for i in range(length)], device=lm.wte.weight.device)
-    return compute_activations(lm, lm.wte(words)).detach()
+    return compute_activations(lm, lm.wte(words)).detach().float()
 
 
 def compute_activations(lm, embeds: Tensor) -> Tensor:

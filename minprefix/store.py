@@ -16,6 +16,7 @@ from minprefix.prefix import SavedPrefix
 FORMAT = "minprefix/1"
 FIELDS = {"method": str, "sites": dict, "positions": str, "base": dict, "config": dict, "metrics": dict}
 FIELDS |= {"data": str, "tensors": dict}  # what a .pt file holds beside its format
+SITES = {"prefix": ["decoder"], "embedding": ["decoder"], "infix": ["infix"], "full": []}  # of each method
 BASE_FIELDS = {"name": str, "config": dict, "fingerprint": str}
 
 
@@ -98,6 +99,10 @@ def _find_wrong(content: dict) -> str:
             return f"{key} must be of type {kind.__name__}"
     if not all(isinstance(content["base"].get(key), kind) for key, kind in BASE_FIELDS.items()):
         return f"base must hold {', '.join(BASE_FIELDS)}"
+    if content["positions"] != "shifted" or SITES.get(content["method"]) != list(content["sites"]):
+        return f"method {content['method']!r} with sites {list(content['sites'])} is unknown"
+    if (content["method"] == "full") != bool(content["tensors"]):
+        return "tensors belong to method full, and to no other"
     if sites := [name for name, site in content["sites"].items() if getattr(site, "ndim", None) != 2]:
         return f"site {sites[0]} must be a tensor (P, 2·L·C)"
     for name, tensor in (content["sites"] | content["tensors"]).items():

@@ -168,7 +168,7 @@ def test_bad_prefixes_are_refused(kind, words, trained, tmp_path, monkeypatch):
         (["device=abacus"], "device=abacus"),
         (["model=weights/nowhere"], "there is no model folder"),
         (["data=/nowhere"], "/nowhere"),
-        (["out=/nowhere/e2e.pt"], "cannot write"),
+        (["out=/nowhere/e2e.pt"], "cannot be written"),
         (["out=e2e.txt"], "must end in .pt"),
         (["resume=nowhere.state.pt"], "does not exist"),
     ],
@@ -186,7 +186,11 @@ def test_bad_settings_are_refused(arguments, words, tiny_folder, tmp_path, monke
         (["--input", "empty.txt"], "is empty"),
         (["--input", "nowhere.txt"], "cannot be read"),
         (["--input", "bad.txt"], "line 2: unknown key 'nme'; did you mean 'name'"),
-        (["--input", "long.txt"], "positions"),
+        (["--input", "long.txt"], "source 2 needs"),
+        (["--records", "-1"], "--records -1"),
+        (["--top-k", "3"], "set sample too"),
+        (["--length-penalty", "1000"], "length_penalty is 1000"),
+        (["--sample", "--seed", "-1"], "seed is -1"),
         (["--output", "empty.txt"], "not overwritten"),
         (["--sample", "--beams", "3"], "set beams to 1"),
         (["--top-p", "0"], "top_p"),
@@ -197,7 +201,7 @@ def test_bad_inputs_are_refused(arguments, words, trained, tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     Path("empty.txt").write_text("\n")
     Path("bad.txt").write_text('name : A\n{"nme": "B"}\n')
-    Path("long.txt").write_text("name : " + "A" * 600)
+    Path("long.txt").write_text("name : B\nname : " + "A" * 600)
     with pytest.raises(InputError, match=words):
         sample.main(["--prefix", str(trained), *arguments])
     assert Path("empty.txt").read_text() == "\n"
@@ -211,12 +215,103 @@ def test_nothing_of_the_user_s_is_overwritten(trained, tiny_folder):
 
 
 def test_a_diverged_run_says_so_and_keeps_its_last_state(tiny_folder, tmp_path):
+    settings = ["max_steps=40", "lr=1000", "save_seconds=0", "method=full", "clip=1000"]
     with pytest.raises(InputError, match="lower lr"):
-        train_quickly(
-            tiny_folder, tmp_path / "e2e.pt", "max_steps=9", "lr=1e30", "save_seconds=0", "mlp_hidden=0"
-        )
+        train_quickly(tiny_folder, tmp_path / "e2e.pt", *settings)
     state = torch.load(tmp_path / "e2e.state.pt", weights_only=True)
-    assert all(tensor.isfinite().all() for tensor in state["theta"].values())
+    assert state["step"] >= 1 and all(tensor.isfinite().all() for tensor in state["theta"].values())
+
+
+@pytest.mark.parametrize("bad", ["method=prefixx", "prefix_len=600", "max_new_tokens=500", "init= "])
+def test_a_run_that_cannot_work_leaves_nothing_in_the_way(bad, tiny_folder, tmp_path):
+    with pytest.raises(InputError):
+        train_quickly(tiny_folder, tmp_path / "e2e.pt", "max_steps=2", bad)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def stopped(tiny_folder, tmp_path, monkeypatch) -> Path:
+    """The state of a run that was stopped in its evaluation."""
+    out = tmp_path / "a" / "e2e.pt"
+    out.parent.mkdir()
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as end:
+        patch.setattr(train, "evaluate", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        train_quickly(tiny_folder, out, "max_steps=2")
+    assert end.value.code == 130
+    return out.with_suffix(".state.pt")
+
+
+def test_resume_goes_on_beside_its_state(stopped, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "e2e.pt").write_text("another run's")
+    train.main([f"resume={stopped}"])
+    assert load_prefix(stopped.parent / "e2e.pt").metrics["records"] == 3
+    assert not stopped.exists() and (tmp_path / "e2e.pt").read_text() == "another run's"
+
+
+def test_resume_refuses_what_is_not_its_own(stopped, trained, tiny_folder, tmp_path):
+    good = torch.load(stopped, weights_only=True)
+    stopped.parent.joinpath("e2e.pt").write_bytes(trained.read_bytes())
+    with pytest.raises(InputError, match="of another run"):
+        train.main([f"resume={stopped}"])
+    stopped.parent.joinpath("e2e.pt").unlink()
+    changes = [
+        ({"fingerprint": "0" * 16}, "began with fingerprint"),
+        ({"data": "official e2e files"}, "began with data"),
+        ({"theta": {}}, "damaged"),
+        ({"config": good["config"] | {"colour": "red"}}, "another version"),
+    ]
+    for change, words in changes:
+        torch.save(good | change, stopped)
+        with pytest.raises(InputError, match=words):
+            train.main([f"resume={stopped}"])
+    with pytest.raises(InputError, match="leave seed= out"):
+        train.main([f"resume={stopped}", "seed=5"])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"method": "foo"},
+        {"positions": "unshifted"},
+        {"sites": {}},
+        {"sites": {"encoder": torch.zeros(3, 32)}},
+        {"method": "full"},
+        {"tensors": {"wte.weight": torch.zeros(2, 2)}},
+    ],
+)
+def test_a_file_that_says_what_we_cannot_do_is_refused(change, trained, tmp_path):
+    torch.save(torch.load(trained, weights_only=True) | change, tmp_path / "odd.pt")
+    with pytest.raises(InputError, match="damaged prefix file"):
+        sample.main(["--prefix", str(tmp_path / "odd.pt"), "--records", "1"])
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.json", '[{"name": "Blue Fig",\n "food": "Thai"}]'),
+        ("a.json", '{"name": "Blue Fig", "food": "Thai"}'),
+        ("a.CSV", "name,food\nBlue Fig,Thai\n"),
+        ("a.csv", 'MR\n"name[Blue Fig], food[Thai]"\n'),
+        ("a.csv", 'mr,ref\n"name[Blue Fig], food[Thai]",It is good.\n'),
+        ("a.txt", '\ufeff{"name": "Blue Fig", "food": "Thai"}'),
+        ("a.txt", "\n  name[Blue Fig], food[Thai]\r\n"),
+    ],
+)
+def test_input_is_read_as_people_write_it(name, text, tmp_path):
+    (tmp_path / name).write_text(text, encoding="utf-8", newline="")
+    assert [record.source for record in sample.read_input(str(tmp_path / name))] == [
+        "name : Blue Fig | food : Thai"
+    ]
+
+
+@pytest.mark.parametrize(
+    "line", ['{"name": "\\ud800"}', '{"name": ' * 3000, "[" * 99_999, '{"name": 1e999}', "{}"]
+)
+def test_odd_json_is_one_sentence(line, tmp_path):
+    (tmp_path / "odd.txt").write_text(line)
+    with pytest.raises(InputError, match=r"odd\.txt"):
+        sample.read_input(str(tmp_path / "odd.txt"))
 
 
 @pytest.mark.parametrize(
