@@ -189,7 +189,7 @@ def test_batches_do_not_change_the_outputs():
         ({"top_p": 1.5}, "top_p is 1.5"),
         ({"top_k": -1}, "top_k is -1"),
         ({"sample": True, "beams": 4}, "set beams to 1"),
-        ({"max_new_tokens": 500}, "source 0 needs 5[0-9]+ positions"),
+        ({"max_new_tokens": 500}, "source 1 needs 5[0-9]+ positions"),
         ({"prefix": [None]}, "1 prefixes for 3 sources"),
     ],
 )
@@ -199,7 +199,7 @@ def test_senseless_options_are_refused(options, words):
 
 
 def test_an_empty_source_is_refused():
-    with pytest.raises(InputError, match="source 1 is empty"):
+    with pytest.raises(InputError, match="source 2 is empty"):
         generate(make_gpt2(), [[1], []])
 
 

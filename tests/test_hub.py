@@ -483,8 +483,11 @@ def make_prefix(lm=None, **changes) -> SavedPrefix:
     return replace(prefix, **changes)
 
 
-def test_a_prefix_comes_back_as_it_was(tmp_path):
-    prefix = make_prefix(tensors={"ln_f.bias": torch.ones(16)})
+@pytest.mark.parametrize(
+    "changes", [{}, {"method": "full", "sites": {}, "tensors": {"ln_f.bias": torch.ones(16)}}]
+)
+def test_what_was_trained_comes_back_as_it_was(changes, tmp_path):
+    prefix = make_prefix(**changes)
     save_prefix(prefix, tmp_path / "a.pt")
     back = load_prefix(str(tmp_path / "a.pt"))
     for key, value in vars(prefix).items():
@@ -545,6 +548,7 @@ def with_field(**changes):
 
 
 nan = torch.full((5, 64), float("nan"))
+FULL = {"method": "full", "sites": {}}
 BAD_CONTENT = {
     "a list": (lambda content: [1, 2], "is not a prefix of format minprefix/1"),
     "a tensor": (lambda content: torch.ones(3), "is not a prefix of format minprefix/1"),
@@ -577,8 +581,14 @@ BAD_CONTENT = {
         "tensor of floats",
     ),
     "NaN": (with_field(sites={"decoder": nan}), "decoder holds values that are not finite"),
-    "infinite": (with_field(tensors={"ln_f.bias": torch.tensor([float("inf")])}), "ln_f.bias holds values"),
-    "tensor a string": (with_field(tensors={"ln_f.bias": "x"}), "ln_f.bias must be a tensor of floats"),
+    "infinite": (
+        with_field(**FULL, tensors={"ln_f.bias": torch.tensor([float("inf")])}),
+        "ln_f.bias holds values",
+    ),
+    "tensor a string": (
+        with_field(**FULL, tensors={"ln_f.bias": "x"}),
+        "ln_f.bias must be a tensor of floats",
+    ),
 }
 
 

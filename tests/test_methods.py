@@ -95,7 +95,7 @@ def test_words_start_the_mlp_closely():
     target = read_activations(lm, [7, 3, 9], 3)
     torch.manual_seed(0)
     theta = MLPPrefix(3, 32, 128, 64)
-    start = float((theta() - target).square().mean())
+    start = (theta() - target).square().mean().item()
     assert fit(theta, target, steps=500) < 0.05 * start
 
 
