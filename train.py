@@ -95,7 +95,7 @@ def train(config: Config, lm, tokenizer, files, state: dict | None = None) -> to
 
 def take_step(config: Config, lm, theta, optimizer, batch: list, lr: float) -> tuple[float, int]:
     """One step of AdamW -> the mean loss of y's tokens in nats, and how many they were."""
-    with torch.autocast(config.device, torch.bfloat16, enabled=config.bf16):
+    with torch.autocast(torch.device(config.device).type, torch.bfloat16, enabled=config.bf16):
         summed, tokens = target_loss(lm, compute_sites(lm, config.method, theta), batch)
     optimizer.zero_grad()
     (summed / (tokens if config.loss == "token" else len(batch))).backward()
