@@ -8,13 +8,15 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from minprefix.errors import InputError
+
 
 class Cache:
     """The past of B rows, in the order of the calls; positions and masks follow from the cache alone.
 
     keys, values: per layer (B, H, S, D); real (B, S): slots that later tokens may see; next (B,): the
     position of the row's next token; paths (B, K, S) or None: while K beams share a row, the slots that each
-    beam sees.
+    beam sees; cross: beside a decoder's past, the source's keys and values, which do not grow.
     """
 
     def __init__(self, batch: int, n_layer: int, n_head: int, head_size: int, like: Tensor):
@@ -24,6 +26,7 @@ class Cache:
         self.real = torch.empty(batch, 0, dtype=torch.bool, device=like.device)
         self.next = torch.zeros(batch, dtype=torch.long, device=like.device)
         self.paths: Tensor | None = None
+        self.cross: Cache | None = None
         self.reserved = False
 
     def __len__(self) -> int:
@@ -37,8 +40,7 @@ class Cache:
         """
         B, L, H, D = len(self.real), len(self.keys), self.keys[0].shape[1], self.keys[0].shape[3]
         P = prefix.shape[-2]
-        if real is None:
-            real = self.real.new_ones(B, P)
+        real = self.real.new_ones(B, P) if real is None else real.to(self.real.device)
         self._claim(real, real.sum(1) if shift else 0)
         # Eq. 3: h_i = P_theta[i, :] for i in P_idx
         h = prefix.to(self.keys[0]).unflatten(-1, (2 * L, H, D)).expand(B, P, -1, -1, -1)  # (B, P, 2L, H, D)
@@ -105,8 +107,17 @@ class Cache:
         chosen.values = [v[rows] for v in self.values]
         chosen.real, chosen.next = self.real[rows], self.next[rows]
         chosen.paths = None if self.paths is None else self.paths[rows]
+        chosen.cross = None if self.cross is None else self.cross[rows]
         chosen.reserved = self.reserved
         return chosen
+
+    def check_positions(self, n_positions: int) -> None:
+        """InputError if a row has gone past the last of n_positions."""
+        if int(self.next.max()) > n_positions:
+            raise InputError(
+                f"prefix, source and target take {int(self.next.max())} positions, but the model has "
+                f"{n_positions}: shorten the source, the prefix or max_new_tokens"
+            )
 
     def _claim(self, real: Tensor, positions: Tensor | int) -> None:
         self.real = torch.cat((self.real, real), 1)  # (B, S + T)

@@ -7,8 +7,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from minprefix.activations import ACTIVATIONS
 from minprefix.cache import Cache
-from minprefix.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,6 @@ class GPT2Config:
     eos_token_id: int = 0
     name: str = ""
     fingerprint: str = ""
-
-
-ACTIVATIONS = {
-    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
-    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "gelu": F.gelu,
-    "relu": F.relu,
-}
 
 
 class Conv1D(nn.Module):
@@ -127,7 +119,7 @@ class GPT2(nn.Module):
         cache = self.empty_cache(len(x)) if cache is None else cache
         valid = x.new_ones(x.shape[:2]) if attention_mask is None else attention_mask
         positions, mask = cache.advance(valid.bool())  # (B, T), (B, 1, T, S)
-        self._check_positions(cache)
+        cache.check_positions(self.config.n_positions)
         x = x + self.wpe(positions)
         # Eq. 1: h_i = LM_phi(z_i, h_<i)
         for layer, block in enumerate(self.h):
@@ -163,10 +155,3 @@ class GPT2(nn.Module):
         if "infix" in prefixes:
             cache.splice(*prefixes["infix"])
         return cache
-
-    def _check_positions(self, cache: Cache) -> None:
-        if int(cache.next.max()) > self.config.n_positions:
-            raise InputError(
-                f"prefix, source and target take {int(cache.next.max())} positions, but the model has "
-                f"{self.config.n_positions}: shorten the source, the prefix or max_new_tokens"
-            )

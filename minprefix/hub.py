@@ -12,8 +12,9 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from minprefix.activations import ACTIVATIONS
 from minprefix.errors import InputError, first_line
-from minprefix.gpt2 import ACTIVATIONS, GPT2, GPT2Config
+from minprefix.gpt2 import GPT2, GPT2Config
 from minprefix.tokenizer import Tokenizer, load_tokenizer, read_json
 
 REPOSITORY = Path(__file__).resolve().parent.parent
