@@ -128,7 +128,7 @@ class Stack(nn.Module):
 
 
 class BART(nn.Module):
-    """BART as Eq. 1 for i in Y_idx: x is read once, in both directions; the decoder then goes on from a cache.
+    """BART as Eq. 1 for i in Y_idx: x is read once, in both directions, and the decoder begins behind it.
 
     Prefix sites: "encoder" and "decoder" (self-attention) and "cross" (the decoder's, to the source).
     """
@@ -188,12 +188,21 @@ class BART(nn.Module):
         """What to read, and the token that begins y."""
         return source, self.config.decoder_start_token_id
 
+    def site_widths(self) -> dict[str, int]:
+        """2·L·C for each place where a P_theta (P, 2·L·C) can be spliced."""
+        stacks = {"encoder": self.encoder, "decoder": self.decoder, "cross": self.decoder}
+        return {site: 2 * len(stack.layers) * self.config.d_model for site, stack in stacks.items()}
+
+    def count_positions(self, prefix: int, source: int, target: int) -> int:
+        """How many positions a text takes whose parts are so long: source and target have a table each."""
+        return max(source, target)
+
     def _encode(self, embeds: Tensor, mask: Tensor, prefixes: dict) -> tuple[Tensor, Cache]:
         cache = self.encoder.start_cache(len(embeds), prefixes.get("encoder"))
         return self.encoder(embeds * self.scale, mask, cache), cache
 
     def _start(self, memory: Tensor, mask: Tensor, prefixes: dict) -> Cache:
-        """The decoder's cache; the source's keys and values beside it are projected here, once for all of y."""
+        """The decoder's cache; the source's keys and values beside it are projected once, for all of y."""
         cache = self.decoder.start_cache(len(memory), prefixes.get("decoder"))
         cache.cross = self.decoder.start_cache(len(memory), prefixes.get("cross"))
         cache.cross.advance(mask.bool())

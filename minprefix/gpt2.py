@@ -84,7 +84,12 @@ class Block(nn.Module):
 
 
 class GPT2(nn.Module):
-    """GPT-2 as the recurrence of Eq. 1: a call reads new tokens and adds what they compute to the cache."""
+    """GPT-2 as the recurrence of Eq. 1: a call reads new tokens and adds what they compute to the cache.
+
+    Prefix sites: "decoder" (before x) and "infix" (between x and y).
+    """
+
+    positions = "shifted"  # a prefix takes |P| positions, as the words would whose place it takes
 
     def __init__(self, config: GPT2Config):
         super().__init__()
@@ -155,3 +160,11 @@ class GPT2(nn.Module):
         if "infix" in prefixes:
             cache.splice(*prefixes["infix"])
         return cache
+
+    def site_widths(self) -> dict[str, int]:
+        """2·L·C for each place where a P_theta (P, 2·L·C) can be spliced."""
+        return dict.fromkeys(("decoder", "infix"), 2 * self.config.n_layer * self.config.n_embd)
+
+    def count_positions(self, prefix: int, source: int, target: int) -> int:
+        """How many positions a text takes whose parts are so long."""
+        return prefix + source + target
