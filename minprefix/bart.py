@@ -188,6 +188,17 @@ class BART(nn.Module):
         """What to read, and the token that begins y."""
         return source, self.config.decoder_start_token_id
 
+    def read_words(self, embeds: Tensor) -> dict[str, Cache]:
+        """Reads words alone, given as embeds (P, C), as source and target -> each site's cache of them.
+
+        What the decoder computes for words depends on a source; here the words are that as well.
+        """
+        mask = embeds.new_ones(1, len(embeds))
+        memory, encoder = self._encode(embeds[None], mask, {})
+        cache = self._start(memory, mask, {})
+        self.hidden(None, cache, embeds=embeds[None])
+        return {"encoder": encoder, "decoder": cache, "cross": cache.cross}
+
     def site_widths(self) -> dict[str, int]:
         """2·L·C for each place where a P_theta (P, 2·L·C) can be spliced."""
         stacks = {"encoder": self.encoder, "decoder": self.decoder, "cross": self.decoder}

@@ -161,6 +161,12 @@ class GPT2(nn.Module):
             cache.splice(*prefixes["infix"])
         return cache
 
+    def read_words(self, embeds: Tensor) -> dict[str, Cache]:
+        """Reads words alone, given as embeds (P, C) -> for each prefix site, a cache that holds them."""
+        cache = self.empty_cache(1)
+        self.hidden(None, cache, embeds=embeds[None])
+        return {"decoder": cache, "infix": cache}
+
     def site_widths(self) -> dict[str, int]:
         """2·L·C for each place where a P_theta (P, 2·L·C) can be spliced."""
         return dict.fromkeys(("decoder", "infix"), 2 * self.config.n_layer * self.config.n_embd)

@@ -1,5 +1,6 @@
 """BART against transformers, and prefixes at its three sites."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -8,8 +9,10 @@ import torch
 from minprefix.bart import BART, BARTConfig
 from minprefix.cache import pad_right
 from minprefix.errors import InputError
-from minprefix.generate import generate
-from tests.conftest import random_sources
+from minprefix.generate import check_base, gather_prefixes, generate
+from minprefix.methods import collapse, compute_sites, make_theta, target_loss
+from minprefix.prefix import SavedPrefix, pack, read_activations
+from tests.conftest import make_gpt2, random_sources
 
 # encoder layers, decoder layers, heads of each, widths of each MLP: no two sides alike
 SHAPES = {
@@ -137,3 +140,270 @@ def test_forced_tokens_lengths_and_repeats_are_those_of_transformers(beams, earl
         assert ours == generate_theirs(lm, sources, num_beams=beams, **cut), f"seed {seed}"
         assert all(row[0] == 0 and len(row) >= 6 for row in ours)
         assert all(len(set(pairwise(row))) == len(row) - 1 for row in ours)
+
+
+def test_the_source_is_projected_once_for_all_steps_and_beams():
+    lm, shapes = make_bart(), []
+    for layer in lm.decoder.layers:
+        layer.encoder_attn.k_proj.register_forward_hook(lambda _, x, __: shapes.append(tuple(x[0].shape)))
+    generate(lm, [[5, 6, 7], [8, 9]], beams=4, max_new_tokens=9, min_new_tokens=9)
+    assert shapes == [(2, 3, 32)] * 2  # once a layer: two sources, not eight beams
+
+
+def test_the_limits_of_source_and_target_are_separate():
+    lm = make_bart(**UNEVEN)
+    generate(lm, [[5] * 64], make_prefix(1, encoder=9, cross=9), beams=1, max_new_tokens=64)
+    with pytest.raises(InputError, match="source 0 needs 65 positions"):
+        generate(lm, [[5] * 65])
+    with pytest.raises(InputError, match="source 0 needs 65 positions"):
+        generate(lm, [[5]], max_new_tokens=65)
+
+
+# --- prefixes ---
+
+SITES = ("encoder", "decoder", "cross")
+UNEVEN = dict(encoder_layers=3, decoder_layers=2, encoder_attention_heads=4)  # widths 192 and 128
+WIDTHS = {"encoder": 192, "decoder": 128, "cross": 128}
+BATCH = [([5, 6, 7], [8, 9, 2]), ([3], [4, 2]), ([9, 8, 7, 6], [9, 9, 9, 9, 2])]
+
+
+def make_prefix(seed: int, **lengths: int) -> SavedPrefix:
+    generator = torch.Generator().manual_seed(seed)
+    sites = {site: torch.randn(n, WIDTHS[site], generator=generator) for site, n in lengths.items()}
+    return SavedPrefix("prefix", sites, "unshifted", {"name": "", "fingerprint": ""}, {}, {}, "")
+
+
+MIXED = [  # one a row: all sites, none, single ones, other lengths
+    make_prefix(1, encoder=3, decoder=2, cross=4),
+    None,
+    make_prefix(2, encoder=5),
+    make_prefix(3, decoder=1),
+    make_prefix(4, cross=2),
+]
+
+
+def continue_from(lm, x, y, prefixes: dict) -> torch.Tensor:
+    return lm.logits(lm.hidden(y, lm.read(x, torch.ones_like(x), prefixes)))
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_each_site_alone_changes_the_output_and_gets_gradient(site):
+    lm, x, y = make_bart(**UNEVEN), ids_of(0, 2, 6), ids_of(1, 2, 5)
+    P_theta = (0.3 * make_prefix(1, **{site: 3}).sites[site]).requires_grad_()
+    logits = continue_from(lm, x, y, {site: (P_theta, None)})
+    assert (logits - lm(x, y)).abs().amax(-1).min() > 0.01  # at every token
+    logits.logsumexp(-1).sum().backward()
+    assert (P_theta.grad != 0).all()  # every key and value of every layer
+    assert all(parameter.grad is None for parameter in lm.parameters())
+
+
+def train_steps(lm, method: str, steps: int, sites=(), hidden: int = 16):
+    torch.manual_seed(0)
+    theta = make_theta(lm, method, 3, hidden, [], sites)
+    optimizer = torch.optim.AdamW(theta.parameters(), lr=0.01)
+    losses = []
+    for _ in range(steps):
+        summed, tokens = target_loss(lm, compute_sites(lm, method, theta), BATCH)
+        optimizer.zero_grad()
+        (summed / tokens).backward()
+        optimizer.step()
+        losses.append(summed.item() / tokens)
+    return theta, losses
+
+
+@pytest.mark.parametrize(
+    ("method", "sites"), [("prefix", (site,)) for site in SITES] + [("prefix", ()), ("embedding", ())]
+)
+def test_only_theta_changes_the_loss_falls_and_the_rest_is_stored(method, sites):
+    lm = make_bart(**UNEVEN)
+    before = {name: tensor.clone() for name, tensor in lm.state_dict().items()}
+    theta, losses = train_steps(lm, method, 20, sites)
+    assert losses[-1] < losses[0] - 0.05
+    assert all(torch.equal(tensor, before[name]) for name, tensor in lm.state_dict().items())
+    assert set(theta) == set(sites or SITES)  # a module for each, with its own MLP
+    saved = collapse(lm, method, theta, {}, "made up")
+    assert {s: tuple(P.shape) for s, P in saved.sites.items()} == {s: (3, WIDTHS[s]) for s in theta}
+    assert saved.positions == "unshifted" and not saved.tensors
+    with torch.no_grad():
+        trained = target_loss(lm, compute_sites(lm, method, theta), BATCH)[0]
+        assert torch.equal(trained, target_loss(lm, saved.sites, BATCH)[0])
+    check_base(saved, lm)
+
+
+def test_full_fine_tuning_changes_every_parameter_that_is_read():
+    lm = make_bart()
+    before = {name: tensor.clone() for name, tensor in lm.named_parameters()}
+    _, losses = train_steps(lm, "full", 5)
+    assert losses[-1] < losses[0] - 0.1
+    assert not [name for name, tensor in lm.named_parameters() if torch.equal(tensor, before[name])]
+
+
+def test_the_loss_is_transformers_on_the_same_labels():
+    lm = make_bart()
+    summed, tokens = target_loss(lm, {}, BATCH)
+    x, mask = pad_right([source for source, _ in BATCH], value=1)
+    labels, _ = pad_right([y for _, y in BATCH], value=-100)
+    theirs = as_transformers(lm)(input_ids=x, attention_mask=mask.long(), labels=labels).loss
+    assert summed.item() / tokens == pytest.approx(theirs.item(), rel=1e-5)
+
+
+def test_mixed_prefixes_are_each_row_alone():
+    lm, rows = make_bart(**UNEVEN), random_sources(5, count=5)
+    x, mask = pad_right(rows, value=1)
+    y = ids_of(2, 5, 4)
+    logits = lm.logits(lm.hidden(y, lm.read(x, mask, gather_prefixes(MIXED))))
+    for row, (source, prefix) in enumerate(zip(rows, MIXED)):
+        sites = {site: (P, None) for site, P in prefix.sites.items()} if prefix else {}
+        assert_close(logits[row], continue_from(lm, torch.tensor([source]), y[row : row + 1], sites)[0])
+
+
+@pytest.mark.parametrize("beams", [1, 4])
+def test_mixed_prefixes_generate_as_each_row_alone(beams):
+    changed = 0
+    for seed in range(4):
+        lm, sources = make_bart(seed, **UNEVEN), random_sources(seed, count=5)
+        together = generate(lm, sources, MIXED, beams=beams, max_new_tokens=12)
+        pairs = zip(sources, MIXED)
+        assert together == [generate(lm, [x], P, beams=beams, max_new_tokens=12)[0] for x, P in pairs]
+        bare = generate(lm, sources, beams=beams, max_new_tokens=12)
+        changed += sum(row != without for row, without in zip(together, bare))
+    assert changed >= 8, "the prefixes must matter"
+
+
+def search_uncached(lm, source: list[int], prefix, beams: int, steps: int) -> list[int]:
+    """Textbook beam search, length penalty 1, in which every token of every beam is computed anew."""
+    sites = {site: (P, None) for site, P in prefix.sites.items()} if prefix else {}
+    running, finished = [(0.0, [2])], []
+    for length in range(1, steps + 1):
+        grown = []
+        for score, tokens in running:
+            log_p = continue_from(lm, torch.tensor([source]), torch.tensor([tokens]), sites)[0, -1]
+            grown += [(score + p, [*tokens, t]) for t, p in enumerate(log_p.log_softmax(-1).tolist())]
+        grown = sorted(grown, reverse=True)[: 2 * beams]
+        ended = [hypothesis[1][-1] == 2 or length == steps for hypothesis in grown]
+        finished += [(score / length, y) for (score, y), end in zip(grown[:beams], ended) if end]
+        finished = sorted(finished, reverse=True)[:beams]
+        running = [hypothesis for hypothesis, end in zip(grown, ended) if not end][:beams]
+        if not running or (len(finished) == beams and running[0][0] / length <= finished[-1][0]):
+            break
+    tokens = finished[0][1][1:]
+    return tokens[:-1] if tokens[-1] == 2 else tokens
+
+
+@pytest.mark.parametrize("beams", [2, 4])
+def test_cached_is_uncached_with_a_prefix_present(beams):
+    for seed in range(2):
+        lm, sources = make_bart(seed, **UNEVEN), random_sources(seed, count=5)
+        expected = [search_uncached(lm, source, P, beams, 8) for source, P in zip(sources, MIXED)]
+        assert generate(lm, sources, MIXED, beams=beams, max_new_tokens=8) == expected
+
+
+def test_greedy_cached_is_uncached_with_a_prefix_present():
+    for seed in range(3):
+        lm, sources = make_bart(seed, **UNEVEN), random_sources(seed, count=5)
+        for source, prefix, ours in zip(sources, MIXED, generate(lm, sources, MIXED, 1, max_new_tokens=8)):
+            sites = {site: (P, None) for site, P in prefix.sites.items()} if prefix else {}
+            y = [2]
+            while len(y) <= 8 and (y == [2] or y[-1] != 2):
+                y.append(
+                    int(continue_from(lm, torch.tensor([source]), torch.tensor([y]), sites)[0, -1].argmax())
+                )
+            assert ours == [token for token in y[1:] if token != 2]
+
+
+# --- words as a prefix: where is it exact? ---
+# Cross-attention knows no positions: P_cross of words is these words in the memory, always.
+# In self-attention BART's convention (a prefix takes no position) puts words and text on the same positions, so
+# equality needs a model that cannot tell positions apart; moreover
+# - an encoder's words would see x, so from the second layer on their activations depend on x;
+# - a decoder's words see the source, so their activations hold for that source only.
+
+WORDS = [7, 3, 9]
+
+
+def forget_positions(lm: BART) -> BART:
+    for stack in (lm.encoder, lm.decoder):
+        stack.embed_positions.weight.data[:] = stack.embed_positions.weight[0]
+    return lm
+
+
+def test_a_cross_prefix_of_words_is_these_words_in_the_memory():
+    lm, x, y = make_bart(**UNEVEN), ids_of(0, 1, 5), ids_of(1, 1, 6)
+    P_cross = read_activations(lm, WORDS, 3, "cross")
+    theirs = as_transformers(lm)
+    with torch.no_grad():
+        memory = [theirs.model.encoder(ids).last_hidden_state for ids in (torch.tensor([WORDS]), x)]
+        outputs = (torch.cat(memory, 1),)
+        expected = theirs(encoder_outputs=outputs, decoder_input_ids=y).logits
+    assert_close(continue_from(lm, x, y, {"cross": (P_cross, None)}), expected)
+
+
+def encode_behind(lm: BART, x: torch.Tensor, encoder_words: torch.Tensor) -> torch.Tensor:
+    """The source's keys and values, packed: x behind P_theta of words at the encoder."""
+    return pack(lm.read(x, torch.ones_like(x), {"encoder": (encoder_words, None)}).cross)
+
+
+def test_an_encoder_prefix_of_words_is_these_words_before_x_in_one_layer():
+    for layers, exact in ((1, True), (2, False)):
+        lm, x = forget_positions(make_bart(encoder_layers=layers)), ids_of(0, 1, 5)
+        whole = torch.cat((torch.tensor([WORDS]), x), 1)
+        expected = pack(lm.read(whole, torch.ones_like(whole), {}).cross)[3:]
+        apart = (encode_behind(lm, x, read_activations(lm, WORDS, 3, "encoder")) - expected).abs().max()
+        assert (apart < 1e-5) == exact
+        # Computed where they stand, the words' activations are exact at any depth.
+        _, cache = lm._encode(lm.wte(whole), torch.ones_like(whole), {})
+        assert_close(encode_behind(lm, x, pack(cache)[:3]), expected)
+
+
+def test_a_decoder_prefix_of_words_is_these_words_before_y_for_their_source():
+    lm, y = forget_positions(make_bart()), ids_of(1, 1, 6)
+    P_theta = read_activations(lm, WORDS, 3, "decoder")
+    for source, exact in ((WORDS, True), ([5, 6, 8, 4], False)):
+        x = torch.tensor([source])
+        expected = lm(x, torch.cat((torch.tensor([WORDS]), y), 1))[:, 3:]
+        apart = (continue_from(lm, x, y, {"decoder": (P_theta, None)}) - expected).abs().max()
+        assert (apart < 1e-5) == exact
+
+
+def test_words_start_each_site():
+    lm = make_bart(**UNEVEN)
+    exact, embeddings = (make_theta(lm, method, 5, 0, [7, 3]) for method in ("prefix", "embedding"))
+    torch.manual_seed(0)
+    start, fitted = (make_theta(lm, "prefix", 5, 32, words) for words in ([], [7, 3]))
+    for site in SITES:
+        expected = read_activations(lm, [7, 3, 7, 3, 7], 5, site)
+        assert torch.equal(exact[site](), expected) and expected.shape == (5, WIDTHS[site])
+        assert_close(compute_sites(lm, "embedding", embeddings)[site], expected)
+        distances = [(theta[site]() - expected).square().mean() for theta in (start, fitted)]
+        assert distances[1] < 0.1 * distances[0]
+
+
+def test_a_prefix_takes_no_position():
+    lm, x = make_bart(**UNEVEN), ids_of(0, 2, 4)
+    cache = lm.read(x, torch.ones_like(x), gather_prefixes([MIXED[0]] * 2))
+    assert cache.next.tolist() == [0, 0] and len(cache) == 2 and len(cache.cross) == 4 + 4
+
+
+@pytest.mark.parametrize(
+    ("method", "sites", "words"),
+    [
+        ("infix", (), "choose method=prefix"),
+        ("prefix", ("infix",), "no site 'infix'.*encoder, decoder, cross"),
+    ],
+)
+def test_a_site_that_bart_has_not_is_refused(method, sites, words):
+    with pytest.raises(InputError, match=words):
+        make_theta(make_bart(), method, 3, 0, [], sites)
+
+
+def test_a_foreign_prefix_is_refused():
+    lm = make_bart(**UNEVEN)
+    foreign = [replace(MIXED[0], sites={site: torch.ones(2, 96)}) for site in SITES]
+    foreign += [replace(MIXED[0], sites={"infix": torch.ones(2, 128)})]
+    for prefix in foreign:
+        with pytest.raises(InputError, match="does not fit"):
+            generate(lm, [[5]], prefix)
+    with pytest.raises(InputError, match="'shifted' positions"):
+        generate(lm, [[5]], replace(MIXED[0], positions="shifted"))
+    with pytest.raises(InputError, match="does not fit"):
+        generate(make_gpt2(), [[5]], replace(make_prefix(1, cross=2), positions="shifted"))
