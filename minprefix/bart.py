@@ -30,7 +30,6 @@ class BARTConfig:
     activation_function: str = "gelu"
     scale_embedding: bool = False
     bos_token_id: int = 0
-    pad_token_id: int = 1
     eos_token_id: int = 2
     decoder_start_token_id: int = 2
     forced_bos_token_id: int | None = None

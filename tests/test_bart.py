@@ -154,7 +154,7 @@ def test_the_limits_of_source_and_target_are_separate():
     lm = make_bart(**UNEVEN)
     generate(lm, [[5] * 64], make_prefix(1, encoder=9, cross=9), beams=1, max_new_tokens=64)
     with pytest.raises(InputError, match="source 0 needs 65 positions"):
-        generate(lm, [[5] * 65])
+        generate(lm, [[5] * 65], max_new_tokens=9)
     with pytest.raises(InputError, match="source 0 needs 65 positions"):
         generate(lm, [[5]], max_new_tokens=65)
 
@@ -313,7 +313,7 @@ def test_greedy_cached_is_uncached_with_a_prefix_present():
 
 # --- words as a prefix: where is it exact? ---
 # Cross-attention knows no positions: P_cross of words is these words in the memory, always.
-# In self-attention BART's convention (a prefix takes no position) puts words and text on the same positions, so
+# In self-attention BART counts no position for a prefix, so that words and text share positions, and so
 # equality needs a model that cannot tell positions apart; moreover
 # - an encoder's words would see x, so from the second layer on their activations depend on x;
 # - a decoder's words see the source, so their activations hold for that source only.
