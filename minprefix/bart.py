@@ -161,23 +161,16 @@ class BART(nn.Module):
 
         Eq. 3 for encoder-decoders, [PREFIX; x; PREFIX'; y]: each site starts from its own P_theta.
         """
-        memory, _ = self._encode(self.shared(x), mask, prefixes)
-        return self._start(memory, mask, prefixes)
+        # [0]: the encoder's own keys and values are let go before the source is projected.
+        return self._start(self._encode(self.shared(x), mask, prefixes)[0], mask, prefixes)
 
-    def hidden(
-        self,
-        ids: Tensor | None,
-        cache: Cache,
-        attention_mask: Tensor | None = None,
-        embeds: Tensor | None = None,
-    ) -> Tensor:
+    def hidden(self, ids: Tensor, cache: Cache, attention_mask: Tensor | None = None) -> Tensor:
         """Eq. 1, h_i = LM_phi(z_i, h_<i) for new tokens of y -> the decoder's last layer (B, T, C).
 
-        `embeds` (B, T, C) stand in for the ids' embeddings (Sec. 7.2). InputError past the last position.
+        InputError past the last position.
         """
-        x = self.shared(ids) if embeds is None else embeds  # (B, T, C)
-        valid = x.new_ones(x.shape[:2]) if attention_mask is None else attention_mask
-        return self.decoder(x * self.scale, valid, cache)
+        valid = torch.ones_like(ids) if attention_mask is None else attention_mask
+        return self.decoder(self.shared(ids) * self.scale, valid, cache)
 
     def logits(self, h: Tensor) -> Tensor:
         """Eq. 1: p(z_{i+1} | h_<=i) = softmax(W_phi h_i^(n)); returns W_phi h, (..., C) -> (..., V)."""
@@ -195,7 +188,7 @@ class BART(nn.Module):
         mask = embeds.new_ones(1, len(embeds))
         memory, encoder = self._encode(embeds[None], mask, {})
         cache = self._start(memory, mask, {})
-        self.hidden(None, cache, embeds=embeds[None])
+        self.decoder(embeds[None] * self.scale, mask, cache)
         return {"encoder": encoder, "decoder": cache, "cross": cache.cross}
 
     def site_widths(self) -> dict[str, int]:

@@ -45,7 +45,7 @@ class Options:
             (0 < self.top_p <= 1, f"top_p is {self.top_p}: it must be above 0 and at most 1"),
             (
                 self.no_repeat_ngram_size >= 0,
-                f"no_repeat_ngram_size is {self.no_repeat_ngram_size}: it must be 0 (no limit) or more",
+                "no_repeat_ngram_size is negative: it must be 0 (no limit) or more",
             ),
             (not (self.sample and self.beams > 1), "sampling draws one text a source: set beams to 1"),
         )

@@ -1,4 +1,4 @@
-"""Text to token ids and back: the byte-level BPE of GPT-2 and BART, from a checkpoint's vocab.json and merges.txt.
+"""Text to token ids and back: byte-level BPE, as of GPT-2 and BART, from their vocab.json and merges.txt.
 
 Two numberings meet here. A token's *rank* says how early its merge applies: the 256 bytes first, then the
 lines of merges.txt. A token's *id* is what vocab.json says, and is the model's. They need not agree: tiktoken

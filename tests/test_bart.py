@@ -1,17 +1,22 @@
 """BART against transformers, and prefixes at its three sites."""
 
+import json
 from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from minprefix.bart import BART, BARTConfig
 from minprefix.cache import pad_right
 from minprefix.errors import InputError
 from minprefix.generate import check_base, gather_prefixes, generate
+from minprefix.hub import load_lm
 from minprefix.methods import collapse, compute_sites, make_theta, target_loss
 from minprefix.prefix import SavedPrefix, pack, read_activations
+from minprefix.texts import encode_source, encode_target, generate_texts
+from minprefix.tokenizer import BART_SPECIAL, BYTE_OF_CHAR
 from tests.conftest import make_gpt2, random_sources
 
 # encoder layers, decoder layers, heads of each, widths of each MLP: no two sides alike
@@ -407,3 +412,187 @@ def test_a_foreign_prefix_is_refused():
         generate(lm, [[5]], replace(MIXED[0], positions="shifted"))
     with pytest.raises(InputError, match="does not fit"):
         generate(make_gpt2(), [[5]], replace(make_prefix(1, cross=2), positions="shifted"))
+
+
+# --- checkpoints ---
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A tiny BART that reads bytes, as transformers saves it."""
+    lm = make_bart(vocab_size=261, **UNEVEN)
+    as_transformers(lm).save_pretrained(tmp_path)
+    names = [*BART_SPECIAL[:4], *BYTE_OF_CHAR, "<mask>"]
+    (tmp_path / "vocab.json").write_text(json.dumps({name: id for id, name in enumerate(names)}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    return tmp_path
+
+
+def rewrite(folder, change) -> None:
+    tensors = change(load_file(folder / "model.safetensors"))
+    save_file({name: tensor.clone() for name, tensor in tensors.items()}, folder / "model.safetensors")
+
+
+def without_prefix(tensors):
+    return {name.removeprefix("model."): t for name, t in tensors.items()}
+
+
+def with_all_copies(tensors):
+    names = ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", "lm_head.weight")
+    return tensors | dict.fromkeys(names, tensors["model.shared.weight"])
+
+
+def with_a_copy_only(tensors):
+    renamed = {"model.shared.weight": "lm_head.weight"}
+    return {renamed.get(name, name): t for name, t in tensors.items()}
+
+
+def with_fairseq_versions(tensors):
+    return tensors | {"model.encoder.version": torch.ones(1), "model.decoder.version": torch.ones(1)}
+
+
+SPELLINGS = [dict, without_prefix, with_all_copies, with_a_copy_only, with_fairseq_versions]
+
+
+@pytest.mark.parametrize("change", SPELLINGS)
+def test_every_spelling_of_a_file_loads_as_the_same_model(change, folder):
+    fingerprint = load_lm(folder)[0].config.fingerprint
+    rewrite(folder, change)
+    lm, _ = load_lm(folder)
+    expected = make_bart(vocab_size=261, **UNEVEN)
+    assert isinstance(lm, BART) and not lm.training and not any(p.requires_grad for p in lm.parameters())
+    assert lm.state_dict().keys() == expected.state_dict().keys()
+    assert all(torch.equal(lm.state_dict()[name], t) for name, t in expected.state_dict().items())
+    assert lm.config.fingerprint == fingerprint and lm.config.name == str(folder)
+
+
+def test_an_absent_bias_is_zero_and_a_head_of_its_own_is_refused(folder):
+    rewrite(folder, lambda tensors: {k: t for k, t in tensors.items() if k != "final_logits_bias"})
+    assert not load_lm(folder)[0].final_logits_bias.any()
+    rewrite(folder, lambda tensors: tensors | {"lm_head.weight": tensors["model.shared.weight"] + 1})
+    with pytest.raises(InputError, match=r"lm_head\.weight is unexpected"):
+        load_lm(folder)
+
+
+def make_official(n_layer: int, decoder_layers: int, d_model: int, n_head: int) -> BARTConfig:
+    sides = [n_layer, decoder_layers, n_head, n_head, 4 * d_model, 4 * d_model]
+    return BARTConfig(50265, 1024, d_model, *sides)
+
+
+OFFICIAL = {  # and how many parameters they have
+    "bart-base": (make_official(6, 6, 768, 12), 139_420_416),
+    "bart-large, bart-large-xsum": (make_official(12, 12, 1024, 16), 406_291_456),
+    "distilbart-xsum-12-3": (make_official(12, 3, 1024, 16), 255_121_408),
+}
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_official_shapes_have_transformers_tensors(name):
+    transformers = pytest.importorskip("transformers", reason="transformers is a test dependency")
+    config, count = OFFICIAL[name]
+    settings = {k: v for k, v in vars(config).items() if k not in ("name", "fingerprint")}
+    with torch.device("meta"):
+        lm = BART(config)
+        theirs = transformers.BartForConditionalGeneration(transformers.BartConfig(**settings))
+    expected = {name.removeprefix("model."): tuple(t.shape) for name, t in theirs.state_dict().items()}
+    found = {name: tuple(t.shape) for name, t in lm.state_dict().items()}
+    copies = {"lm_head.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight"}
+    assert found.items() <= expected.items() and set(expected) - set(found) == copies
+    assert sum(parameter.numel() for parameter in lm.parameters()) == count
+
+
+def edit_json(path, **changes) -> None:
+    content = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in content.items() if value != "absent"}))
+
+
+IDS = ("eos_token_id", "decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id")
+
+
+@pytest.mark.parametrize("generation", ["absent", {}, {"forced_bos_token_id": 5}, {"eos_token_id": [7, 2]}])
+@pytest.mark.parametrize("config", [{}, {"forced_bos_token_id": 0}, {"forced_eos_token_id": "absent"}])
+def test_special_ids_come_from_the_file_that_transformers_takes_them_from(config, generation, folder):
+    edit_json(folder / "config.json", **config)
+    (folder / "generation_config.json").unlink()
+    if generation != "absent":
+        generation = {"bos_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 2} | generation
+        (folder / "generation_config.json").write_text(json.dumps(generation))
+    transformers = pytest.importorskip("transformers", reason="transformers is a test dependency")
+    theirs = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder).generation_config
+    expected = {key: getattr(theirs, key) for key in IDS}
+    expected["eos_token_id"] = (
+        expected["eos_token_id"][0] if "[" in str(generation) else expected["eos_token_id"]
+    )
+    config = load_lm(folder)[0].config
+    assert {key: getattr(config, key) for key in IDS} == expected
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("decoder_layers", "absent", "decoder_layers is missing"),
+        ("d_model", 30, "d_model 30 must be divisible by encoder_attention_heads 4"),
+        ("decoder_attention_heads", 3, "divisible by decoder_attention_heads 3"),
+        ("scale_embedding", "yes", "scale_embedding is 'yes', but must be true or false"),
+        ("tie_word_embeddings", False, "tie_word_embeddings is False, but must be true"),
+        ("activation_function", "swish", "activation_function is 'swish'"),
+        ("model_type", "mbart", "model_type is 'mbart'"),
+        ("max_position_embeddings", 62, r"embed_positions.weight is \(66, 32\) and should be \(64, 32\)"),
+    ],
+)
+def test_a_bad_config_is_refused(key, value, words, folder):
+    edit_json(folder / "config.json", **{key: value})
+    with pytest.raises(InputError, match=words):
+        load_lm(folder)
+
+
+TEXTS = [
+    "",
+    "Hello world",
+    " a<mask>b",
+    "a \t\n<mask> <mask>c",
+    "<s>x</s> <pad>\n<unk>",
+    "<|endoftext|>é",
+    "<mas",
+]
+TEXTS += ["a\x1c<mask>", "a\u3000<mask>", "\x85 <mask>x", "  <s>  </s>"]
+
+
+def test_ids_are_hugging_face_s(folder):
+    transformers = pytest.importorskip("transformers", reason="transformers is a test dependency")
+    mask = transformers.AddedToken("<mask>", lstrip=True, special=True)  # as in BART's own tokenizer files
+    theirs = transformers.BartTokenizer.from_pretrained(folder, mask_token=mask)
+    lm, ours = load_lm(folder)
+    for text in TEXTS:
+        ids = theirs(text, add_special_tokens=False)["input_ids"]
+        assert ours.encode(text) == ids, repr(text)
+        assert ours.decode(ids) == theirs.decode(ids, clean_up_tokenization_spaces=False)
+        assert encode_source(lm, ours, text) == encode_target(lm, ours, text) == theirs(text)["input_ids"]
+
+
+def test_texts_hold_no_special_tokens(folder):
+    edit_json(folder / "generation_config.json", forced_bos_token_id=0)
+    lm, tokenizer = load_lm(folder)
+    lm.final_logits_bias[0, :4] += 6.0
+    ids = generate(lm, [encode_source(lm, tokenizer, "abc")], max_new_tokens=9)[0]
+    assert ids[0] == 0
+    text = generate_texts(lm, tokenizer, ["abc"], None, {"max_new_tokens": 9})[0]
+    assert text == tokenizer.decode([token for token in ids if token > 3]).strip()
+
+
+def test_a_checkpoint_writes_what_it_writes_in_transformers(folder):
+    """With bart-large-xsum's generation settings."""
+    transformers = pytest.importorskip("transformers", reason="transformers is a test dependency")
+    settings = dict(min_length=4, max_length=16, no_repeat_ngram_size=3, num_beams=6, early_stopping=True)
+    ids = dict(
+        bos_token_id=0, eos_token_id=2, pad_token_id=1, decoder_start_token_id=2, forced_eos_token_id=2
+    )
+    (folder / "generation_config.json").write_text(json.dumps(settings | ids))
+    theirs = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
+    lm, tokenizer = load_lm(folder)
+    for text in ("abc", "Hello world"):
+        source = encode_source(lm, tokenizer, text)
+        expected = theirs.generate(input_ids=torch.tensor([source]))[0, 1:].tolist()
+        cut = dict(min_new_tokens=3, max_new_tokens=15, no_repeat_ngram_size=3, early_stopping=True)
+        ours = generate(lm, [source], beams=6, **cut)[0]
+        assert [*ours, 2] == expected
