@@ -31,7 +31,8 @@ def load_lm(
 ) -> tuple[GPT2 | BART, Tokenizer]:
     """The frozen LM_phi, in eval mode, and its tokenizer.
 
-    Takes a folder, a folder of this repository (`weights/gpt2-mini`) or a hub id (`gpt2-medium`).
+    Takes a folder, a folder of this repository (`weights/gpt2-mini`) or a hub id (`gpt2-medium`,
+    `facebook/bart-large`).
     InputError names the file at fault, and every missing, unexpected or mis-shaped tensor in it.
     """
     _check_device(device)

@@ -8,6 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import sample
+import train
 from minprefix.bart import BART, BARTConfig
 from minprefix.cache import pad_right
 from minprefix.errors import InputError
@@ -15,6 +17,7 @@ from minprefix.generate import check_base, gather_prefixes, generate
 from minprefix.hub import load_lm
 from minprefix.methods import collapse, compute_sites, make_theta, target_loss
 from minprefix.prefix import SavedPrefix, pack, read_activations
+from minprefix.store import load_prefix
 from minprefix.texts import encode_source, encode_target, generate_texts
 from minprefix.tokenizer import BART_SPECIAL, BYTE_OF_CHAR
 from tests.conftest import make_gpt2, random_sources
@@ -419,9 +422,12 @@ def test_a_foreign_prefix_is_refused():
 
 @pytest.fixture
 def folder(tmp_path):
+    return save_bart(tmp_path)
+
+
+def save_bart(tmp_path, **changes):
     """A tiny BART that reads bytes, as transformers saves it."""
-    lm = make_bart(vocab_size=261, **UNEVEN)
-    as_transformers(lm).save_pretrained(tmp_path)
+    as_transformers(make_bart(vocab_size=261, **UNEVEN, **changes)).save_pretrained(tmp_path)
     names = [*BART_SPECIAL[:4], *BYTE_OF_CHAR, "<mask>"]
     (tmp_path / "vocab.json").write_text(json.dumps({name: id for id, name in enumerate(names)}))
     (tmp_path / "merges.txt").write_text("#version: 0.2\n")
@@ -596,3 +602,17 @@ def test_a_checkpoint_writes_what_it_writes_in_transformers(folder):
         cut = dict(min_new_tokens=3, max_new_tokens=15, no_repeat_ngram_size=3, early_stopping=True)
         ours = generate(lm, [source], beams=6, **cut)[0]
         assert [*ours, 2] == expected
+
+
+def test_the_commands_work_with_bart(tmp_path, capsys):
+    model, out = save_bart(tmp_path, max_position_embeddings=300), tmp_path / "e2e.pt"
+    settings = ["dataset=e2e", "data=sample", "max_steps=3", "batch_size=4", "prefix_len=3", "mlp_hidden=8"]
+    settings += ["n_train=20", "dev_limit=4", "eval_limit=3", "max_new_tokens=8", "beams=2", "init=table"]
+    train.main([*settings, f"model={model}", f"out={out}"])
+    trained = [line[11:] for line in capsys.readouterr().out.splitlines() if line.startswith("text ")]
+    assert {site: len(P) for site, P in load_prefix(out).sites.items()} == dict.fromkeys(SITES, 3)
+    sample.main(["--prefix", str(out), "--records", "3"])
+    sampled = [line[11:] for line in capsys.readouterr().out.splitlines() if line.startswith("e2e ")]
+    assert sampled == trained and len(sampled) == 3
+    with pytest.raises(InputError, match="choose method=prefix"):
+        train.main([*settings, f"model={model}", f"out={tmp_path / 'infix.pt'}", "method=infix"])
