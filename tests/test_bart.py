@@ -150,6 +150,16 @@ def test_forced_tokens_lengths_and_repeats_are_those_of_transformers(beams, earl
         assert all(len(set(pairwise(row))) == len(row) - 1 for row in ours)
 
 
+def test_early_stopping_is_that_of_transformers():
+    cut, changed = dict(max_new_tokens=15, length_penalty=2.0, early_stopping=True), 0
+    for seed in range(2, 6):
+        lm, sources = make_bart(seed, **XSUM), random_sources(seed, count=4)
+        ours = generate(lm, sources, beams=4, **cut)
+        assert ours == generate_theirs(lm, sources, num_beams=4, **cut), f"seed {seed}"
+        changed += ours != generate(lm, sources, beams=4, **cut | {"early_stopping": False})
+    assert changed >= 2, "it must matter"
+
+
 def test_the_source_is_projected_once_for_all_steps_and_beams():
     lm, shapes = make_bart(), []
     for layer in lm.decoder.layers:
