@@ -9,13 +9,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from minprefix.errors import InputError
+
 
 class Cache:
     """The past of B rows, in the order of the calls; positions and masks follow from the cache alone.
 
     keys, values: per layer (B, H, S, D); real (B, S): slots that later tokens may see; next (B,): the
     position of the row's next token; paths (B, K, S) or None: while K beams share a row, the slots that each
-    beam sees; in_place: write new slots into spare room, for decoding, where no gradient flows.
+    beam sees; cross: beside a decoder's past, the source's keys and values, which do not grow; in_place:
+    write new slots into spare room, for decoding, where no gradient flows.
     """
 
     def __init__(self, batch: int, n_layer: int, n_head: int, head_size: int, like: Tensor):
@@ -26,6 +29,7 @@ class Cache:
         self.next = torch.zeros(batch, dtype=torch.long, device=like.device)
         self.paths: Tensor | None = None
         self.in_place = False
+        self.cross: Cache | None = None
 
     def __len__(self) -> int:
         """Slots, S."""
@@ -92,6 +96,7 @@ class Cache:
         chosen.values = [v[rows] for v in self.values]
         chosen.real, chosen.next = self.real[rows], self.next[rows]
         chosen.paths = None if self.paths is None else self.paths[rows]
+        chosen.cross = None if self.cross is None else self.cross[rows]
         chosen.in_place = self.in_place
         return chosen
 
@@ -102,6 +107,14 @@ class Cache:
             held[layer] = F.pad(held[layer][:, :, : S - T], (0, 0, 0, S))  # (B, H, 2S - T, D)
         held[layer][:, :, S - T : S] = new
         return held[layer][:, :, :S]
+
+    def check_positions(self, n_positions: int) -> None:
+        """InputError if a row has gone past the last of n_positions."""
+        if int(self.next.max()) > n_positions:
+            raise InputError(
+                f"prefix, source and target take {int(self.next.max())} positions, but the model has "
+                f"{n_positions}: shorten the source, the prefix or max_new_tokens"
+            )
 
     def _claim(self, real: Tensor, positions: Tensor | int) -> None:
         self.real = torch.cat((self.real, real), 1)  # (B, S + T)

@@ -25,6 +25,10 @@ class Options:
     top_p: float
     banned: tuple[int, ...]
     seed: int
+    no_repeat_ngram_size: int = 0
+    early_stopping: bool = False
+    forced_first: int | None = None
+    forced_last: int | None = None
 
     def __post_init__(self):
         checks = (
@@ -42,6 +46,10 @@ class Options:
             (self.top_k >= 0, f"top_k is {self.top_k}: it must be 0 (no limit) or more"),
             (0 <= self.seed < 2**63, f"seed is {self.seed}: it must lie between 0 and 2^63"),
             (0 < self.top_p <= 1, f"top_p is {self.top_p}: it must be above 0 and at most 1"),
+            (
+                self.no_repeat_ngram_size >= 0,
+                "no_repeat_ngram_size is negative: it must be 0 (no limit) or more",
+            ),
             (not (self.sample and self.beams > 1), "sampling draws one text a source: set beams to 1"),
             (
                 self.sample or (self.temperature, self.top_k, self.top_p) == (1, 0, 1),
@@ -67,20 +75,25 @@ def generate(
     top_k: int = 0,
     top_p: float = 1.0,
     banned: tuple[int, ...] = (),
+    no_repeat_ngram_size: int = 0,
+    early_stopping: bool = False,
     seed: int = 0,
     batch_size: int = 32,
 ) -> list[list[int]]:
     """Continues each source -> its generated ids, EOS cut, in the order of the sources.
 
-    sources: GPT-2 continues them as they are (texts.encode_source adds the separator before y).
+    sources: GPT-2 continues them as they are, BART encodes them (texts.encode_source adds what either needs).
     prefix: a SavedPrefix for all rows, or a list with one (or None) for each row, of any lengths and methods.
     beams=1 is greedy, or draws from softmax(logits / temperature) with sample=True; top_k=0 and top_p=1 cut
     nothing. Hypotheses are ranked by sum log p / |y|^length_penalty (Sec. 5.3), |y| counting the EOS.
-    `banned` ids are never generated. InputError when an option makes no sense or a row does not fit the
-    position table.
+    `banned` ids are never generated, nor is an n-gram a second time within y; the first and last token are
+    those that a BART's config forces. early_stopping ends a source at its `beams`-th hypothesis.
+    InputError when an option makes no sense or a row does not fit the position table.
     """
     limits = (max_new_tokens, min_new_tokens, length_penalty)
-    options = Options(beams, *limits, sample, temperature, top_k, top_p, tuple(banned), seed)
+    forced = [getattr(lm.config, f"forced_{end}_token_id", None) for end in ("bos", "eos")]  # not in GPT-2
+    cuts = (tuple(banned), seed, no_repeat_ngram_size, early_stopping)
+    options = Options(beams, *limits, sample, temperature, top_k, top_p, *cuts, *forced)
     prefixes = list(prefix) if isinstance(prefix, list | tuple) else [prefix] * len(sources)
     check_rows(lm, sources, prefixes, max_new_tokens)
     generator = torch.Generator(lm.wte.weight.device).manual_seed(seed)
@@ -118,17 +131,18 @@ def check_rows(lm, sources: list[list[int]], prefixes: list, max_new_tokens: int
 
 def check_length(lm, what: str, prefix: int, source: int, target: int) -> None:
     """InputError if |P| + |x| + |y| positions are more than the model has."""
-    if prefix + source + target > lm.config.n_positions:
+    needed = lm.count_positions(prefix, source, target)
+    if needed > lm.config.n_positions:
         raise InputError(
-            f"{what} needs {prefix + source + target} positions (prefix {prefix}, source {source}, target "
+            f"{what} needs {needed} positions (prefix {prefix}, source {source}, target "
             f"up to {target}), but the model has {lm.config.n_positions}: shorten one of them"
         )
 
 
 def check_base(prefix, lm) -> None:
     """InputError if a prefix was trained on another model: its fingerprint or shapes do not fit."""
-    width, state = 2 * lm.config.n_layer * lm.config.n_embd, lm.state_dict()
-    fits = all(P_theta.shape[1] == width for P_theta in prefix.sites.values())
+    widths, state = lm.site_widths(), lm.state_dict()
+    fits = all(P_theta.shape[1] == widths.get(site) for site, P_theta in prefix.sites.items())
     if prefix.tensors:
         fits &= {name: t.shape for name, t in prefix.tensors.items()} == {
             n: t.shape for n, t in state.items()
@@ -138,6 +152,11 @@ def check_base(prefix, lm) -> None:
         raise InputError(
             f"the prefix was trained on {prefix.base['name']!r} (fingerprint {needed}) and does not fit "
             f"{lm.config.name!r} ({given}): pass --model with the model it was trained on"
+        )
+    if prefix.positions != lm.positions:
+        raise InputError(
+            f"the prefix was trained with {prefix.positions!r} positions, but this model's are "
+            f"{lm.positions!r}: train it again"
         )
 
 
@@ -168,14 +187,16 @@ def decode_tokens(
 ) -> list[list[int]]:
     """One token a step and row, the likeliest or a drawn one; rows that end leave the batch."""
     outputs: list[list[int]] = [[] for _ in ids]
-    rows = torch.arange(len(ids), device=ids.device)
-    for step in range(options.max_new_tokens):
-        logits = forbid(lm(ids, cache)[:, -1].float(), step, lm.config.eos_token_id, options)  # (B, V)
+    rows, tokens = torch.arange(len(ids), device=ids.device), ids  # (B, 1 + what is generated)
+    for _ in range(options.max_new_tokens):
+        h = lm.hidden(tokens[:, -1:], cache)  # (B, 1, C)
+        logits = constrain(lm.logits(h)[:, 0].float(), tokens, lm.config.eos_token_id, options)  # (B, V)
         ids = draw(logits, options, generator) if options.sample else logits.argmax(-1)[:, None]  # (B, 1)
+        tokens = torch.cat((tokens, ids), 1)
         going = ids[:, 0] != lm.config.eos_token_id
         if not going.all():
-            cache, rows, ids = cache[going], rows[going], ids[going]
-        for row, token in zip(rows.tolist(), ids[:, 0].tolist()):
+            cache, rows, tokens = cache[going], rows[going], tokens[going]
+        for row, token in zip(rows.tolist(), tokens[:, -1].tolist()):
             outputs[row].append(token)
         if not len(rows):
             break
@@ -187,13 +208,13 @@ def search_beams(lm, cache: Cache, ids: Tensor, options: Options) -> list[list[i
     B, K, eos = len(ids), options.beams, lm.config.eos_token_id
     rows = list(range(B))
     finished: list[list[tuple[float, list[int]]]] = [[] for _ in rows]
-    tokens = ids.new_empty(B, K, 0)
+    tokens = ids[:, None].expand(-1, K, -1)  # (B, K, 1 + length): what y goes on from, and y
     scores = torch.full((B, K), NEVER, device=ids.device)
     scores[:, 0] = 0.0  # one beam exists so far, or all would propose the same
     h = lm.hidden(ids, cache).expand(-1, K, -1)  # (B, K, C)
     cache.branch(K)
     for length in range(1, options.max_new_tokens + 1):
-        log_p = forbid(lm.logits(h).float().log_softmax(-1), length - 1, eos, options)  # (B, K, V)
+        log_p = constrain(lm.logits(h).float().log_softmax(-1), tokens, eos, options)  # (B, K, V)
         best, parents, token = propose(scores[:, :, None] + log_p, 2 * K)  # (B, 2K), so that K can go on
         grown = torch.cat((tokens.take_along_dim(parents[:, :, None], 1), token[:, :, None]), 2)
         ends = (token == eos) | (length == options.max_new_tokens)
@@ -201,10 +222,10 @@ def search_beams(lm, cache: Cache, ids: Tensor, options: Options) -> list[list[i
         for row, *candidates in zip(rows, best[:, :K].tolist(), ends[:, :K].tolist(), grown[:, :K].tolist()):
             keep_finished(finished[row], K, alpha, candidates, eos)
         scores, running = (best + ends * NEVER).topk(K)  # (B, K)
-        tokens = grown.take_along_dim(running[:, :, None], 1)  # (B, K, length)
+        tokens = grown.take_along_dim(running[:, :, None], 1)  # (B, K, 1 + length)
         cache.follow(parents.gather(1, running))
         hopes = (scores[:, 0] / alpha).tolist()
-        going = [i for i, row in enumerate(rows) if can_improve(finished[row], K, hopes[i])]
+        going = [i for i, row in enumerate(rows) if can_improve(finished[row], hopes[i], options)]
         if not going or length == options.max_new_tokens:
             break
         if len(going) < len(rows):
@@ -224,22 +245,35 @@ def keep_finished(finished: list, K: int, alpha: float, candidates: list, eos: i
     for log_p, ended, tokens in zip(*candidates):
         if ended and log_p > NEVER:
             # Sec. 5.3: sum log p / |y|^alpha; |y| counts the EOS, the returned tokens do not hold it
-            finished.append((log_p / alpha, tokens[:-1] if tokens[-1] == eos else tokens))
+            finished.append((log_p / alpha, tokens[1:-1] if tokens[-1] == eos else tokens[1:]))
     finished.sort(key=lambda hypothesis: -hypothesis[0])
     del finished[K:]
 
 
-def can_improve(finished: list, K: int, hope: float) -> bool:
+def can_improve(finished: list, hope: float, options: Options) -> bool:
     """Whether the best running beam, were it to end now, would still beat the worst of K finished ones."""
-    return len(finished) < K or hope > finished[-1][0]
+    return len(finished) < options.beams or (not options.early_stopping and hope > finished[-1][0])
 
 
-def forbid(scores: Tensor, generated: int, eos: int, options: Options) -> Tensor:
-    """Scores (..., V) with what may not come next at -inf: banned tokens, and EOS before min_new_tokens."""
+def constrain(scores: Tensor, tokens: Tensor, eos: int, options: Options) -> Tensor:
+    """Scores (..., V) with what may not come behind tokens (..., 1 + generated) at -inf."""
+    generated = tokens.shape[-1] - 1
     banned = [*options.banned, *([eos] if generated < options.min_new_tokens else [])]
-    if banned:
-        scores[..., banned] = -torch.inf
+    scores[..., banned] = -torch.inf
+    if 0 < options.no_repeat_ngram_size <= tokens.shape[-1]:
+        forbid_repeats(scores, tokens, options.no_repeat_ngram_size)
+    for step, forced in ((0, options.forced_first), (options.max_new_tokens - 1, options.forced_last)):
+        if generated == step and forced is not None:
+            scores.fill_(-torch.inf)[..., forced] = 0.0
     return scores
+
+
+def forbid_repeats(scores: Tensor, tokens: Tensor, n: int) -> None:
+    """Puts what would complete an n-gram that tokens (..., T) already hold at -inf."""
+    windows = tokens.unfold(-1, n, 1)  # (..., T - n + 1, n)
+    start = tokens[..., tokens.shape[-1] - n + 1 :]  # (..., n - 1): of the n-gram that is next
+    seen = (windows[..., :-1] == start[..., None, :]).all(-1)  # (..., T - n + 1)
+    scores.scatter_add_(-1, windows[..., -1], torch.where(seen, -torch.inf, 0.0))
 
 
 def draw(logits: Tensor, options: Options, generator: torch.Generator) -> Tensor:

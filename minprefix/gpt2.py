@@ -7,8 +7,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from minprefix.activations import ACTIVATIONS
 from minprefix.cache import Cache
-from minprefix.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,6 @@ class GPT2Config:
     eos_token_id: int = 0
     name: str = ""
     fingerprint: str = ""
-
-
-ACTIVATIONS = {
-    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
-    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "gelu": F.gelu,
-    "relu": F.relu,
-}
 
 
 class Conv1D(nn.Module):
@@ -92,7 +84,12 @@ class Block(nn.Module):
 
 
 class GPT2(nn.Module):
-    """GPT-2 as the recurrence of Eq. 1: a call reads new tokens and adds what they compute to the cache."""
+    """GPT-2 as the recurrence of Eq. 1: a call reads new tokens and adds what they compute to the cache.
+
+    Prefix sites: "decoder" (before x) and "infix" (between x and y).
+    """
+
+    positions = "shifted"  # a prefix takes |P| positions, as the words would whose place it takes
 
     def __init__(self, config: GPT2Config):
         super().__init__()
@@ -127,7 +124,7 @@ class GPT2(nn.Module):
         cache = self.empty_cache(len(x)) if cache is None else cache
         valid = x.new_ones(x.shape[:2]) if attention_mask is None else attention_mask
         positions, mask = cache.advance(valid.bool())  # (B, T), (B, 1, T, S)
-        self._check_positions(cache)
+        cache.check_positions(self.config.n_positions)
         x = x + self.wpe(positions)
         # Eq. 1: h_i = LM_phi(z_i, h_<i)
         for layer, block in enumerate(self.h):
@@ -164,9 +161,16 @@ class GPT2(nn.Module):
             cache.splice(*prefixes["infix"])
         return cache
 
-    def _check_positions(self, cache: Cache) -> None:
-        if int(cache.next.max()) > self.config.n_positions:
-            raise InputError(
-                f"prefix, source and target take {int(cache.next.max())} positions, but the model has "
-                f"{self.config.n_positions}: shorten the source, the prefix or max_new_tokens"
-            )
+    def read_words(self, embeds: Tensor) -> dict[str, Cache]:
+        """Reads words alone, given as embeds (P, C) -> for each prefix site, a cache that holds them."""
+        cache = self.empty_cache(1)
+        self.hidden(None, cache, embeds=embeds[None])
+        return {"decoder": cache, "infix": cache}
+
+    def site_widths(self) -> dict[str, int]:
+        """2·L·C for each place where a P_theta (P, 2·L·C) can be spliced."""
+        return dict.fromkeys(("decoder", "infix"), 2 * self.config.n_layer * self.config.n_embd)
+
+    def count_positions(self, prefix: int, source: int, target: int) -> int:
+        """How many positions a text takes whose parts are so long."""
+        return prefix + source + target

@@ -12,23 +12,27 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from minprefix.activations import ACTIVATIONS
+from minprefix.bart import BART, BARTConfig
 from minprefix.errors import InputError, first_line
-from minprefix.gpt2 import ACTIVATIONS, GPT2, GPT2Config
-from minprefix.tokenizer import Tokenizer, load_tokenizer, read_json
+from minprefix.gpt2 import GPT2, GPT2Config
+from minprefix.tokenizer import BART_SPECIAL, GPT2_SPECIAL, Tokenizer, load_tokenizer, read_json
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 NEEDED = ["config.json", "generation_config.json", "vocab.json", "merges.txt"]
 NEEDED += [WEIGHTS, INDEX, "model-*.safetensors"]
-LEGACY_BUFFER = re.compile(r"h\.\d+\.attn\.(masked_)?bias")  # the causal mask, which old files store
+# What old files store beside the parameters: the causal mask, fairseq's version.
+LEGACY_BUFFER = re.compile(r"h\.\d+\.attn\.(masked_)?bias|(en|de)coder\.version")
 
 
 def load_lm(
     folder_or_hub_id: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
-) -> tuple[GPT2, Tokenizer]:
+) -> tuple[GPT2 | BART, Tokenizer]:
     """The frozen LM_phi, in eval mode, and its tokenizer.
 
-    Takes a folder, a folder of this repository (`weights/gpt2-mini`) or a hub id (`gpt2-medium`).
+    Takes a folder, a folder of this repository (`weights/gpt2-mini`) or a hub id (`gpt2-medium`,
+    `facebook/bart-large`).
     InputError names the file at fault, and every missing, unexpected or mis-shaped tensor in it.
     """
     _check_device(device)
@@ -36,13 +40,15 @@ def load_lm(
     folder = _find_folder(name)
     config = _read_config(folder)
     tensors = _read_tensors(folder)
-    config = replace(_resolve_tying(config, tensors), name=name, fingerprint=_fingerprint(tensors))
+    is_bart = isinstance(config, BARTConfig)
+    config = _merge_copies(config, tensors) if is_bart else _resolve_tying(config, tensors)
+    config = replace(config, name=name, fingerprint=_fingerprint(tensors))
     with torch.device("meta"):  # shapes without memory, until they have been compared
-        lm = GPT2(config)
+        lm = BART(config) if is_bart else GPT2(config)
     _compare(lm.state_dict(), tensors, folder)
     # Copies, for `tensors` are views of the mapped file, which may change or vanish later.
     lm.load_state_dict({key: t.to(device, dtype, copy=True) for key, t in tensors.items()}, assign=True)
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder, BART_SPECIAL if is_bart else GPT2_SPECIAL)
     if max(tokenizer.bytes_of_id) >= config.vocab_size:
         raise InputError(f"{folder}: vocab.json has ids beyond config.json's vocab_size {config.vocab_size}")
     return lm.eval().requires_grad_(False), tokenizer
@@ -82,43 +88,74 @@ def _is_size(value: object, largest: int = 2**20) -> bool:
 
 
 # Key of config.json: (what it is when absent, what it may be, the same in words). The bounds lie far above
-# any GPT-2: they keep a damaged file from asking for a model that is never finished.
-EXPECTED: dict[str, tuple[object, Callable[[object], bool], str]] = {
-    "model_type": (None, lambda v: v == "gpt2", '"gpt2"'),
-    "vocab_size": (None, _is_size, "a whole number from 1 to 2^20"),
-    "n_positions": (None, _is_size, "a whole number from 1 to 2^20"),
-    "n_embd": (None, _is_size, "a whole number from 1 to 2^20"),
-    "n_layer": (None, lambda v: _is_size(v, 1000), "a whole number from 1 to 1000"),
-    "n_head": (None, _is_size, "a whole number from 1 to 2^20"),
+# any of these models: they keep a damaged file from asking for one that is never finished.
+Expected = dict[str, tuple[object, Callable[[object], bool], str]]
+SIZE = (None, _is_size, "a whole number from 1 to 2^20")
+LAYERS = (None, lambda v: _is_size(v, 1000), "a whole number from 1 to 1000")
+ACTIVATION = (lambda v: v in list(ACTIVATIONS), f"one of {', '.join(ACTIVATIONS)}")
+FLAG = (lambda v: type(v) is bool, "true or false")
+MODEL_TYPE: Expected = {"model_type": (None, lambda v: v in ("gpt2", "bart"), '"gpt2" or "bart"')}
+GPT2_KEYS: Expected = dict.fromkeys(("vocab_size", "n_positions", "n_embd", "n_head"), SIZE) | {
+    "n_layer": LAYERS,
     "n_inner": (None, lambda v: v is None or _is_size(v), "null or a whole number from 1 to 2^20"),
     "layer_norm_epsilon": (1e-5, lambda v: type(v) is float and 0 < v < 1, "a number between 0 and 1"),
-    "activation_function": ("gelu_new", lambda v: v in list(ACTIVATIONS), f"one of {', '.join(ACTIVATIONS)}"),
-    "tie_word_embeddings": (True, lambda v: type(v) is bool, "true or false"),
+    "activation_function": ("gelu_new", *ACTIVATION),
+    "tie_word_embeddings": (True, *FLAG),
     "scale_attn_weights": (True, lambda v: v is True, "true, the only scaling supported"),
     "scale_attn_by_inverse_layer_idx": (False, lambda v: v is False, "false, the only scaling supported"),
 }
+BART_KEYS: Expected = dict.fromkeys(("vocab_size", "max_position_embeddings", "d_model"), SIZE) | {
+    **dict.fromkeys(("encoder_layers", "decoder_layers"), LAYERS),
+    **dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), SIZE),
+    **dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim"), SIZE),
+    "activation_function": ("gelu", *ACTIVATION),
+    "scale_embedding": (False, *FLAG),
+    "tie_word_embeddings": (True, lambda v: v is True, "true, as in every BART"),
+}
+# What these ids are when absent; forced ones may be absent.
+GPT2_IDS = {"bos_token_id": 50256, "eos_token_id": 50256}
+BART_IDS = {"bos_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 2}
+BART_IDS |= {"forced_bos_token_id": None, "forced_eos_token_id": None}
 
 
-def _read_config(folder: Path) -> GPT2Config:
+def _read_config(folder: Path) -> GPT2Config | BARTConfig:
     path = folder / "config.json"
     given = read_json(path)
-    config = {key: given.get(key, default) for key, (default, _, _) in EXPECTED.items()}
-    for key, (_, may_be, in_words) in EXPECTED.items():
+    if _pick(path, given, MODEL_TYPE)["model_type"] == "bart":
+        Config, keys, ids, n_embd = BARTConfig, BART_KEYS, BART_IDS, "d_model"
+    else:
+        Config, keys, ids, n_embd = GPT2Config, GPT2_KEYS, GPT2_IDS, "n_embd"
+    config = _pick(path, given, keys)
+    for key in [key for key in keys if key.endswith(("n_head", "attention_heads"))]:
+        if config[n_embd] % config[key]:
+            raise InputError(f"{path}: {n_embd} {config[n_embd]} must be divisible by {key} {config[key]}")
+    for key, default in ids.items():
+        config[key] = _read_token_id(folder, given, key, default, config["vocab_size"])
+    return Config(**{key: config[key] for key in config if key in Config.__dataclass_fields__})
+
+
+def _pick(path: Path, given: dict, expected: Expected) -> dict:
+    """The values of the expected keys, each what it may be."""
+    config = {key: given.get(key, default) for key, (default, _, _) in expected.items()}
+    for key, (_, may_be, in_words) in expected.items():
         if not may_be(config[key]):
             found = repr(config[key]) if key in given else "missing"
             raise InputError(f"{path}: {key} is {found}, but must be {in_words}")
-    if config["n_embd"] % config["n_head"]:
-        raise InputError(f"{path}: n_embd {config['n_embd']} must be divisible by n_head {config['n_head']}")
-    for key in ("bos_token_id", "eos_token_id"):
-        config[key] = _read_token_id(folder, given, key, config["vocab_size"])
-    return GPT2Config(**{key: config[key] for key in config if key in GPT2Config.__dataclass_fields__})
+    return config
 
 
-def _read_token_id(folder: Path, config: dict, key: str, vocab_size: int) -> int:
-    """generation_config.json goes before config.json, as in transformers; of several ends, the first."""
+def _read_token_id(folder: Path, config: dict, key: str, default: int | None, vocab_size: int) -> int | None:
+    """generation_config.json goes before config.json, as in transformers; of several ends, the first.
+
+    A forced token is what the first of these files that exists says.
+    """
     path = folder / "generation_config.json"
     generation = read_json(path) if path.exists() else {}
-    id = generation[key] if generation.get(key) is not None else config.get(key, 50256)
+    id = generation.get(key)
+    if id is None and (default is not None or not path.exists()):
+        id = config.get(key, default)
+    if id is None and default is None:
+        return None
     id = id[0] if isinstance(id, list) and id else id
     if type(id) is not int or not 0 <= id < vocab_size:
         raise InputError(f"{folder / 'config.json'}: {key} is {id!r}, but must be an id below {vocab_size}")
@@ -126,13 +163,13 @@ def _read_token_id(folder: Path, config: dict, key: str, vocab_size: int) -> int
 
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
-    """All tensors under GPT2's own names, as views of the mapped files: nothing is read yet."""
+    """All tensors under our models' names, as views of the mapped files: nothing is read yet."""
     tensors = {}
     for path in _list_weights(folder):
         try:
             with safe_open(path, framework="pt") as file:
                 for key in file.keys():  # noqa: SIM118 (not a dict)
-                    name = key.removeprefix("transformer.")
+                    name = key.removeprefix("transformer.").removeprefix("model.")
                     if name in tensors:
                         raise InputError(f"{path}: tensor {key} is there twice: remove one of the two")
                     tensors[name] = file.get_tensor(key)
@@ -159,6 +196,15 @@ def _resolve_tying(config: GPT2Config, tensors: dict[str, Tensor]) -> GPT2Config
         del tensors["lm_head.weight"]
         return config
     return replace(config, tie_word_embeddings=False)
+
+
+def _merge_copies(config: BARTConfig, tensors: dict[str, Tensor]) -> BARTConfig:
+    """One shared.weight for all the names that files store it under, and no bias where they leave it out."""
+    for name in ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"):
+        if name in tensors and torch.equal(tensors.setdefault("shared.weight", tensors[name]), tensors[name]):
+            del tensors[name]
+    tensors.setdefault("final_logits_bias", torch.zeros(1, config.vocab_size))
+    return config
 
 
 def _fingerprint(tensors: dict[str, Tensor]) -> str:

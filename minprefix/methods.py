@@ -15,29 +15,47 @@ METHODS = ("prefix", "infix", "embedding", "full")
 IGNORED = -100  # F.cross_entropy's mark for positions outside Y_idx
 
 
-def make_theta(lm, method: str, length: int, hidden: int, words: list[int]) -> nn.Module:
-    """The parameters to train; the LM itself for "full", otherwise it is frozen.
+def make_theta(
+    lm, method: str, length: int, hidden: int, words: list[int], sites: tuple[str, ...] = ()
+) -> nn.Module:
+    """The parameters to train, a module for each site; the LM itself for "full", otherwise it is frozen.
 
     hidden: width of the MLP of Sec. 4.3, 0 for a direct P_theta. words: ids whose activations start the
-    prefix (Sec. 7.4), none for a random start. Draws from torch's global generator.
+    prefix (Sec. 7.4), none for a random start. sites: some of the model's, none for all of the method's.
+    Draws from torch's global generator. InputError where model or method has no such site.
     """
     if method not in METHODS:
         raise InputError(f"method={method} is unknown: choose one of {', '.join(METHODS)}")
     lm.requires_grad_(method == "full")
     if method == "full":
         return lm
-    n_embd = lm.config.n_embd
+    chosen = choose_sites(lm, method, sites)
+    return nn.ModuleDict({site: make_site(lm, method, length, hidden, words, site) for site in chosen})
+
+
+def choose_sites(lm, method: str, wanted: tuple[str, ...]) -> list[str]:
+    """The model's prefix sites, or those of them that are wanted; for "infix" the one between x and y."""
+    sites = [site for site in lm.site_widths() if (site == "infix") == (method == "infix")]
+    if not sites:
+        raise InputError("method=infix needs x and y in one text, and BART has two: choose method=prefix")
+    if wrong := [site for site in wanted if site not in sites]:
+        raise InputError(f"this model has no site {wrong[0]!r} for a prefix: choose of {', '.join(sites)}")
+    return list(wanted) or sites
+
+
+def make_site(lm, method: str, length: int, hidden: int, words: list[int], site: str) -> nn.Module:
+    """What becomes the P_theta of one site: by itself, through an MLP, or as input embeddings (Sec. 7.2)."""
+    n_embd, width = lm.config.n_embd, lm.site_widths()[site]
     if method == "embedding":
         theta = DirectPrefix(length, n_embd).to(lm.wte.weight.device)
         theta.P.data = embed_words(lm, words, length) if words else theta.P.data * lm.wte.weight.std()
         return theta
-    width = 2 * lm.config.n_layer * n_embd
     theta = MLPPrefix(length, n_embd, width, hidden) if hidden else DirectPrefix(length, width)
     theta = theta.to(lm.wte.weight.device)
     if words and hidden:
-        fit(theta, read_activations(lm, words, length))
+        fit(theta, read_activations(lm, words, length, site))
     elif words:
-        theta.P.data = read_activations(lm, words, length)
+        theta.P.data = read_activations(lm, words, length, site)
     return theta
 
 
@@ -51,8 +69,8 @@ def compute_sites(lm, method: str, theta: nn.Module) -> dict[str, Tensor]:
     if method == "full":
         return {}
     if method == "embedding":
-        return {"decoder": compute_activations(lm, theta())}
-    return {"infix" if method == "infix" else "decoder": theta()}
+        return {site: compute_activations(lm, embeds(), site) for site, embeds in theta.items()}
+    return {site: P_theta() for site, P_theta in theta.items()}
 
 
 def target_loss(lm, sites: dict[str, Tensor], batch: list[tuple[list[int], list[int]]]) -> tuple[Tensor, int]:
@@ -78,4 +96,4 @@ def collapse(lm, method: str, theta: nn.Module, config: dict, data: str) -> Save
     tensors = {name: tensor.cpu() for name, tensor in lm.state_dict().items()} if method == "full" else {}
     shape = dataclasses.asdict(lm.config)
     base = {"name": shape.pop("name"), "fingerprint": shape.pop("fingerprint"), "config": shape}
-    return SavedPrefix(method, sites, "shifted", base, config, {}, data, tensors)
+    return SavedPrefix(method, sites, lm.positions, base, config, {}, data, tensors)

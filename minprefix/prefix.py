@@ -38,7 +38,8 @@ class MLPPrefix(nn.Module):
 class SavedPrefix:
     """What is left of a training: the content of a .pt file, as store.py writes it.
 
-    sites: P_theta (P, 2·L·C) where it is spliced: "decoder" is before x, "infix" between x and y.
+    sites: P_theta (P, 2·L·C) where it is spliced: GPT-2's "decoder" is before x, "infix" between x and y;
+    BART's are "encoder", "decoder" and "cross". positions: "shifted" where the prefix takes |P| of them.
     base: name, config and fingerprint of the frozen LM. tensors: what changed in it, for method "full".
     """
 
@@ -58,17 +59,15 @@ def pack(cache: Cache) -> Tensor:
     return h.permute(2, 0, 1, 3).flatten(1)  # (S, 2·L·C)
 
 
-def read_activations(lm, ids: list[int], length: int) -> Tensor:
+def read_activations(lm, ids: list[int], length: int, site: str = "decoder") -> Tensor:
     """Sec. 7.4: what the LM computes for real words, repeated to a length -> P_theta (length, 2·L·C)."""
     words = torch.tensor([ids[i % len(ids)] for i in range(length)], device=lm.wte.weight.device)
-    return compute_activations(lm, lm.wte(words)).detach().float()
+    return compute_activations(lm, lm.wte(words), site).detach().float()
 
 
-def compute_activations(lm, embeds: Tensor) -> Tensor:
+def compute_activations(lm, embeds: Tensor, site: str = "decoder") -> Tensor:
     """Sec. 7.2: embeddings (P, C) are free, the frozen LM computes their layers -> P_theta (P, 2·L·C)."""
-    cache = lm.empty_cache(1)
-    lm.hidden(None, cache, embeds=embeds[None])
-    return pack(cache)
+    return pack(lm.read_words(embeds)[site])
 
 
 def fit(theta: MLPPrefix, target: Tensor, steps: int = 500, lr: float = 1e-3) -> float:

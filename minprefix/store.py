@@ -16,7 +16,8 @@ from minprefix.prefix import SavedPrefix
 FORMAT = "minprefix/1"
 FIELDS = {"method": str, "sites": dict, "positions": str, "base": dict, "config": dict, "metrics": dict}
 FIELDS |= {"data": str, "tensors": dict}  # what a .pt file holds beside its format
-SITES = {"prefix": ["decoder"], "embedding": ["decoder"], "infix": ["infix"], "full": []}  # of each method
+SELF_AND_CROSS = {"encoder", "decoder", "cross"}
+SITES = {"prefix": SELF_AND_CROSS, "embedding": SELF_AND_CROSS, "infix": {"infix"}, "full": set()}
 BASE_FIELDS = {"name": str, "config": dict, "fingerprint": str}
 
 
@@ -99,12 +100,13 @@ def _find_wrong(content: dict) -> str:
             return f"{key} must be of type {kind.__name__}"
     if not all(isinstance(content["base"].get(key), kind) for key, kind in BASE_FIELDS.items()):
         return f"base must hold {', '.join(BASE_FIELDS)}"
-    if content["positions"] != "shifted" or SITES.get(content["method"]) != list(content["sites"]):
-        return f"method {content['method']!r} with sites {list(content['sites'])} is unknown"
+    sites = set(content["sites"])
+    if not sites <= SITES.get(content["method"], set()) or bool(sites) == (content["method"] == "full"):
+        return f"method {content['method']!r} with sites {sorted(sites)} is unknown"
     if (content["method"] == "full") != bool(content["tensors"]):
         return "tensors belong to method full, and to no other"
-    if sites := [name for name, site in content["sites"].items() if getattr(site, "ndim", None) != 2]:
-        return f"site {sites[0]} must be a tensor (P, 2·L·C)"
+    if flat := [name for name, site in content["sites"].items() if getattr(site, "ndim", None) != 2]:
+        return f"site {flat[0]} must be a tensor (P, 2·L·C)"
     for name, tensor in (content["sites"] | content["tensors"]).items():
         # Only a contiguous tensor is as large as it says: others may show one stored number a million times.
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or not tensor.is_contiguous():

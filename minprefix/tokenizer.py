@@ -1,4 +1,4 @@
-"""Text to token ids and back: GPT-2's byte-level BPE, from a checkpoint's own vocab.json and merges.txt.
+"""Text to token ids and back: byte-level BPE, as of GPT-2 and BART, from their vocab.json and merges.txt.
 
 Two numberings meet here. A token's *rank* says how early its merge applies: the 256 bytes first, then the
 lines of merges.txt. A token's *id* is what vocab.json says, and is the model's. They need not agree: tiktoken
@@ -6,6 +6,7 @@ works on ranks, a list turns them into ids.
 """
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -13,7 +14,9 @@ import tiktoken
 
 from minprefix.errors import InputError
 
-END_OF_TEXT = "<|endoftext|>"
+GPT2_SPECIAL = ("<|endoftext|>",)
+BART_SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+SPACE_BEFORE_MASK = re.compile(r"[^\S\x1c-\x1f]+(?=<mask>)")  # Unicode's white space, which \s exceeds
 # GPT-2's pieces: contractions; words, numbers and other signs with the space before them; white space.
 PIECES = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 
@@ -38,23 +41,29 @@ def _to_bytes(token: str) -> bytes:
 
 
 class Tokenizer:
-    """The ids of Hugging Face's GPT-2 tokenizer for the same files. Made by `load_tokenizer`."""
+    """The ids of Hugging Face's GPT-2 and BART tokenizers for the same files. Made by `load_tokenizer`."""
 
-    def __init__(self, vocab: dict[str, int], merges: list[tuple[str, str]]):
+    def __init__(self, vocab: dict[str, int], merges: list[tuple[str, str]], special: tuple[str, ...]):
         """`vocab`: token -> id; `merges`: pairs of tokens in the order they apply, each result in `vocab`."""
         tokens = [*BYTE_OF_CHAR, *(left + right for left, right in merges)]
-        special = [END_OF_TEXT] if END_OF_TEXT in vocab else []
+        special = [token for token in special if token in vocab]
+        self.special_ids = {vocab[token] for token in special}
+        self.has_mask = "<mask>" in special
         self.id_of_rank = [vocab[token] for token in tokens + special]
         self.bytes_of_id = {id: _to_bytes(token) for token, id in vocab.items()}
         self.bpe = tiktoken.Encoding(
             "gpt2",
             pat_str=PIECES,
             mergeable_ranks={_to_bytes(token): rank for rank, token in enumerate(tokens)},
-            special_tokens={token: len(tokens) for token in special},
+            special_tokens={token: rank for rank, token in enumerate(special, len(tokens))},
         )
 
     def encode(self, text: str) -> list[int]:
-        """The ids of `text`; a literal `<|endoftext|>` in it is the special token, as with Hugging Face."""
+        """The ids of `text`, none added; a literal `<|endoftext|>` or `</s>` in it is the special token.
+
+        As with Hugging Face, `<mask>` takes in the white space before it.
+        """
+        text = SPACE_BEFORE_MASK.sub("", text) if self.has_mask else text
         return [self.id_of_rank[rank] for rank in self.bpe.encode(text, allowed_special="all")]
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -67,10 +76,10 @@ class Tokenizer:
         return b"".join(self.bytes_of_id[id] for id in ids).decode("utf-8", errors="replace")
 
 
-def load_tokenizer(folder: str | Path) -> Tokenizer:
+def load_tokenizer(folder: str | Path, special: tuple[str, ...] = GPT2_SPECIAL) -> Tokenizer:
     """From the vocab.json and merges.txt in `folder`. InputError where one is missing or malformed."""
     vocab = _read_vocab(Path(folder) / "vocab.json")
-    return Tokenizer(vocab, _read_merges(Path(folder) / "merges.txt", vocab))
+    return Tokenizer(vocab, _read_merges(Path(folder) / "merges.txt", vocab), special)
 
 
 def read_json(path: Path) -> dict:

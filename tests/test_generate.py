@@ -74,6 +74,9 @@ class Table:
     def split(self, source):
         return source[:-1], source[-1]
 
+    def count_positions(self, prefix, source, target):
+        return prefix + source + target
+
     def read(self, x, mask, prefixes):
         cache = Cache(len(x), 1, 1, 1, like=torch.zeros(1))
         cache.splice(torch.zeros(x.shape[1], 2))

@@ -253,7 +253,7 @@ def test_untied_checkpoint_without_head_is_refused(folder):
 
 
 BAD_CONFIG = [
-    ("model_type", "bart", "model_type is 'bart', but must be \"gpt2\""),
+    ("model_type", "t5", 'model_type is \'t5\', but must be "gpt2" or "bart"'),
     ("model_type", None, "model_type is None"),
     ("vocab_size", 0, "vocab_size is 0, but must be a whole number"),
     ("n_positions", "24", "n_positions is '24', but must be a whole number"),

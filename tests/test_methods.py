@@ -59,7 +59,7 @@ def test_the_mlp_runs_once_a_step_and_not_once_a_row():
     lm = make_gpt2()
     theta = make_theta(lm, "prefix", 3, 16, [])
     calls = []
-    theta.mlp.register_forward_hook(lambda *_: calls.append(1))
+    theta["decoder"].mlp.register_forward_hook(lambda *_: calls.append(1))
     target_loss(lm, compute_sites(lm, "prefix", theta), BATCH)
     assert len(calls) == 1
 
@@ -87,7 +87,7 @@ def test_gpt2_medium_stores_the_paper_s_number_of_values():
 def test_words_start_a_direct_prefix_exactly():
     lm = make_gpt2()
     theta = make_theta(lm, "prefix", 5, 0, [7, 3])
-    assert torch.equal(theta(), read_activations(lm, [7, 3, 7, 3, 7], 5))
+    assert torch.equal(theta["decoder"](), read_activations(lm, [7, 3, 7, 3, 7], 5))
 
 
 def test_words_start_the_mlp_closely():
@@ -102,4 +102,4 @@ def test_words_start_the_mlp_closely():
 def test_words_start_free_embeddings_exactly():
     lm = make_gpt2()
     theta = make_theta(lm, "embedding", 3, 0, [7, 3, 9])
-    assert torch.equal(theta(), lm.wte.weight[[7, 3, 9]])
+    assert torch.equal(theta["decoder"](), lm.wte.weight[[7, 3, 9]])

@@ -1,0 +1,214 @@
+"""LM_phi, encoder-decoder: BART, with the parameter names of its Hugging Face checkpoints."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from minprefix.activations import ACTIVATIONS
+from minprefix.cache import Cache
+
+OFFSET = 2  # the position table's first two rows are never used: BART's first position is 2
+
+
+@dataclass(frozen=True)
+class BARTConfig:
+    """The shape of a BART, keys as in config.json; name and fingerprint say which checkpoint it is."""
+
+    vocab_size: int
+    max_position_embeddings: int
+    d_model: int
+    encoder_layers: int
+    decoder_layers: int
+    encoder_attention_heads: int
+    decoder_attention_heads: int
+    encoder_ffn_dim: int
+    decoder_ffn_dim: int
+    activation_function: str = "gelu"
+    scale_embedding: bool = False
+    bos_token_id: int = 0
+    eos_token_id: int = 2
+    decoder_start_token_id: int = 2
+    forced_bos_token_id: int | None = None
+    forced_eos_token_id: int | None = None
+    name: str = ""
+    fingerprint: str = ""
+
+    @property
+    def n_positions(self) -> int:
+        return self.max_position_embeddings
+
+    @property
+    def n_embd(self) -> int:
+        return self.d_model
+
+
+class Attention(nn.Module):
+    """One attention for self and cross: they differ in where the keys and values were projected from."""
+
+    def __init__(self, d_model: int, n_head: int):
+        super().__init__()
+        self.n_head = n_head
+        self.q_proj = nn.Linear(d_model, d_model)
+        self.k_proj = nn.Linear(d_model, d_model)
+        self.v_proj = nn.Linear(d_model, d_model)
+        self.out_proj = nn.Linear(d_model, d_model)
+
+    def forward(self, x: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        q = self._split_heads(self.q_proj(x))  # (B, H, T, D)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # (B, H, T, D)
+        return self.out_proj(y.transpose(1, 2).flatten(2))  # (B, T, C)
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What is attended to, x (B, T, C) -> its keys and values (B, H, T, D)."""
+        return self._split_heads(self.k_proj(x)), self._split_heads(self.v_proj(x))
+
+    def _split_heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.n_head, -1)).transpose(1, 2)  # (B, T, C) -> (B, H, T, D)
+
+
+class Layer(nn.Module):
+    """Attention to its own side, in a decoder also to the source, and an MLP; LayerNorm after each sum."""
+
+    def __init__(self, d_model: int, n_head: int, n_inner: int, activation: str, is_decoder: bool):
+        super().__init__()
+        self.self_attn = Attention(d_model, n_head)
+        self.self_attn_layer_norm = nn.LayerNorm(d_model)
+        if is_decoder:
+            self.encoder_attn = Attention(d_model, n_head)
+            self.encoder_attn_layer_norm = nn.LayerNorm(d_model)
+        self.fc1 = nn.Linear(d_model, n_inner)
+        self.fc2 = nn.Linear(n_inner, d_model)
+        self.final_layer_norm = nn.LayerNorm(d_model)
+        self.activation = ACTIVATIONS[activation]
+
+    def forward(self, x: Tensor, layer: int, cache: Cache, mask: Tensor) -> Tensor:
+        k, v = cache.append(layer, *self.self_attn.project(x))  # (B, H, S, D)
+        x = self.self_attn_layer_norm(x + self.self_attn(x, k, v, mask))
+        if (cross := cache.cross) is not None:
+            k, v, mask = cross.keys[layer], cross.values[layer], cross.real[:, None, None]  # (B, 1, 1, S)
+            x = self.encoder_attn_layer_norm(x + self.encoder_attn(x, k, v, mask))
+        return self.final_layer_norm(x + self.fc2(self.activation(self.fc1(x))))
+
+
+class Stack(nn.Module):
+    """The encoder or the decoder."""
+
+    def __init__(self, config: BARTConfig, n_layer: int, n_head: int, n_inner: int, is_decoder: bool):
+        super().__init__()
+        C, self.n_head, self.is_decoder = config.d_model, n_head, is_decoder
+        self.embed_positions = nn.Embedding(config.max_position_embeddings + OFFSET, C)
+        self.layernorm_embedding = nn.LayerNorm(C)
+        self.layers = nn.ModuleList(
+            Layer(C, n_head, n_inner, config.activation_function, is_decoder) for _ in range(n_layer)
+        )
+
+    def start_cache(self, batch: int, prefix: tuple[Tensor, Tensor | None] | None) -> Cache:
+        """A cache that holds nothing, or P_theta with its mask. The first token behind it has position 0."""
+        weight = self.embed_positions.weight
+        cache = Cache(batch, len(self.layers), self.n_head, weight.shape[1] // self.n_head, like=weight)
+        if prefix is not None:
+            cache.splice(*prefix, shift=False)
+        return cache
+
+    def forward(self, x: Tensor, valid: Tensor, cache: Cache) -> Tensor:
+        """Embeddings (B, T, C), of which valid (B, T) are real -> the last layer (B, T, C)."""
+        positions, mask = cache.advance(valid.bool())  # (B, T), (B, 1, T, S)
+        cache.check_positions(len(self.embed_positions.weight) - OFFSET)
+        if not self.is_decoder:
+            mask = cache.real[:, None, None]  # (B, 1, 1, S): all tokens see the prefix and the whole source
+        x = self.layernorm_embedding(x + self.embed_positions(positions + OFFSET))
+        for layer, block in enumerate(self.layers):
+            x = block(x, layer, cache, mask)
+        return x
+
+
+class BART(nn.Module):
+    """BART as Eq. 1 for i in Y_idx: x is read once, in both directions, and the decoder begins behind it.
+
+    Prefix sites: "encoder" and "decoder" (self-attention) and "cross" (the decoder's, to the source).
+    """
+
+    positions = "unshifted"  # as the authors: a prefix takes no position from x or y
+
+    def __init__(self, config: BARTConfig):
+        super().__init__()
+        self.config = c = config
+        self.shared = nn.Embedding(c.vocab_size, c.d_model)
+        self.encoder = Stack(c, c.encoder_layers, c.encoder_attention_heads, c.encoder_ffn_dim, False)
+        self.decoder = Stack(c, c.decoder_layers, c.decoder_attention_heads, c.decoder_ffn_dim, True)
+        self.register_buffer("final_logits_bias", torch.zeros(1, c.vocab_size))
+        self.scale = math.sqrt(c.d_model) if c.scale_embedding else 1.0
+
+    @property
+    def wte(self) -> nn.Embedding:
+        """The token embeddings, by the name that they have in GPT-2."""
+        return self.shared
+
+    def forward(self, source_ids: Tensor, target_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Logits (B, T, V) of the token after each of the decoder's inputs target_ids (B, T).
+
+        source_ids (B, S); attention_mask (B, S) is the source's: 0 marks padding.
+        """
+        mask = torch.ones_like(source_ids) if attention_mask is None else attention_mask
+        return self.logits(self.hidden(target_ids, self.read(source_ids, mask, {})))
+
+    def read(self, x: Tensor, mask: Tensor, prefixes: dict[str, tuple[Tensor, Tensor | None]]) -> Cache:
+        """Encodes a source, x (B, S) with its mask (B, S) and prefixes -> the cache from which y is begun.
+
+        Eq. 3 for encoder-decoders, [PREFIX; x; PREFIX'; y]: each site starts from its own P_theta.
+        """
+        # [0]: the encoder's own keys and values are let go before the source is projected.
+        return self._start(self._encode(self.shared(x), mask, prefixes)[0], mask, prefixes)
+
+    def hidden(self, ids: Tensor, cache: Cache, attention_mask: Tensor | None = None) -> Tensor:
+        """Eq. 1, h_i = LM_phi(z_i, h_<i) for new tokens of y -> the decoder's last layer (B, T, C).
+
+        InputError past the last position.
+        """
+        valid = torch.ones_like(ids) if attention_mask is None else attention_mask
+        return self.decoder(self.shared(ids) * self.scale, valid, cache)
+
+    def logits(self, h: Tensor) -> Tensor:
+        """Eq. 1: p(z_{i+1} | h_<=i) = softmax(W_phi h_i^(n)); returns W_phi h, (..., C) -> (..., V)."""
+        return F.linear(h, self.shared.weight) + self.final_logits_bias[0]
+
+    def split(self, source: list[int]) -> tuple[list[int], int]:
+        """What to read, and the token that begins y."""
+        return source, self.config.decoder_start_token_id
+
+    def read_words(self, embeds: Tensor) -> dict[str, Cache]:
+        """Reads words alone, given as embeds (P, C), as source and target -> each site's cache of them.
+
+        What the decoder computes for words depends on a source; here the words are that as well.
+        """
+        mask = embeds.new_ones(1, len(embeds))
+        memory, encoder = self._encode(embeds[None], mask, {})
+        cache = self._start(memory, mask, {})
+        self.decoder(embeds[None] * self.scale, mask, cache)
+        return {"encoder": encoder, "decoder": cache, "cross": cache.cross}
+
+    def site_widths(self) -> dict[str, int]:
+        """2·L·C for each place where a P_theta (P, 2·L·C) can be spliced."""
+        stacks = {"encoder": self.encoder, "decoder": self.decoder, "cross": self.decoder}
+        return {site: 2 * len(stack.layers) * self.config.d_model for site, stack in stacks.items()}
+
+    def count_positions(self, prefix: int, source: int, target: int) -> int:
+        """How many positions a text takes whose parts are so long: source and target have a table each."""
+        return max(source, target)
+
+    def _encode(self, embeds: Tensor, mask: Tensor, prefixes: dict) -> tuple[Tensor, Cache]:
+        cache = self.encoder.start_cache(len(embeds), prefixes.get("encoder"))
+        return self.encoder(embeds * self.scale, mask, cache), cache
+
+    def _start(self, memory: Tensor, mask: Tensor, prefixes: dict) -> Cache:
+        """The decoder's cache; the source's keys and values beside it are projected once, for all of y."""
+        cache = self.decoder.start_cache(len(memory), prefixes.get("decoder"))
+        cache.cross = self.decoder.start_cache(len(memory), prefixes.get("cross"))
+        cache.cross.advance(mask.bool())
+        for layer, block in enumerate(self.decoder.layers):
+            cache.cross.append(layer, *block.encoder_attn.project(memory))
+        return cache
