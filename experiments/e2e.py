@@ -32,11 +32,11 @@ MLP, LONG, SHORT = (
     "max_steps=400",
 )  # a step of full costs twice one of prefix
 GRID = {  # name: (settings, learning rates)
-    "prefix": (["method=prefix", MLP, LONG], (4e-3, 2e-3, 8e-3)),
+    "prefix": (["method=prefix", MLP, LONG], (1e-3, 2e-3, 4e-3)),
     "direct": (["method=prefix", "mlp_hidden=0", LONG], (3e-2, 1e-2, 1e-1)),
-    "sum": (["method=prefix", MLP, LONG, "loss=sum"], (4e-3,)),
+    "sum": (["method=prefix", MLP, LONG, "loss=sum"], (2e-3,)),
     "full": (["method=full", SHORT], (5e-4, 2e-4, 1e-3)),
-    "infix": (["method=infix", MLP, LONG], (4e-3,)),
+    "infix": (["method=infix", MLP, LONG], (2e-3,)),
     "embedding": (["method=embedding", LONG], (1e-2,)),
 }
 ALPHAS = (1.0, 2.0, 4.0)  # length penalties; the bundled model ends early, which alpha = 1 does not make good
@@ -85,7 +85,8 @@ def print_table() -> None:
     for method in GRID:
         mine = [cell for name, cell in cells if name == method]
         for cell in sorted(mine, key=lambda cell: -cell["dev"]["BLEU"]):
-            lr, alpha = cell["config"]["lr"], cell["length_penalty"]
+            lr = cell["config"]["lr"]
+            alpha = cell.get("length_penalty", cell["config"]["length_penalty"])
             losses = (
                 f"{cell['dev_loss'][-1][1]:8.3f}  {cell['dev']['BLEU']:8.1f}  {cell['test']['BLEU']:9.1f}"
             )
