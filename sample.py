@@ -110,7 +110,7 @@ def write_lines(path: Path, lines: Iterator[str]) -> None:
 
 def talk(args, lm, tokenizer, rows: list, options: dict) -> None:
     """Describes what is typed until an empty line or the end of the input."""
-    print("Type a record, such as  name : The Fig Tree | food : Indian | area : riverside  (empty: stop)")
+    print("Type a record, such as  name : Blue Lantern | food : Indian | area : riverside  (empty: stop)")
     while text := read_line():
         try:
             for line in answer(args, lm, tokenizer, [Record(parse_line(text), ())], rows, options):
