@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from minprefix.data import Record, find_files, linearise_mr, linearise_record, read_split
+from minprefix.data import Record, find_files, linearise_mr, linearise_record, pick, read_split
 from minprefix.errors import InputError
 from minprefix.generate import check_base, check_rows
 from minprefix.hub import load_lm
@@ -134,9 +134,7 @@ def choose_records(args, prefix: SavedPrefix) -> list[Record]:
     files = find_files(settings["dataset"], args.data or settings["data"])
     if files.is_sample or files.origin != prefix.data:
         print(f"!!! records: {files.origin}, {files.detail}; training: {prefix.data} !!!\n", file=sys.stderr)
-    records = read_split(files, "test")
-    count = min(args.records or len(records), len(records))
-    return [records[i * len(records) // count] for i in range(count)]
+    return pick(read_split(files, "test"), args.records)
 
 
 def read_input(name: str) -> list[Record]:

@@ -18,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 from minprefix.config import Config, describe_keys, parse_argument, parse_config
-from minprefix.data import find_files, make_batches, pairs, read_split
+from minprefix.data import find_files, make_batches, pairs, pick, read_split
 from minprefix.errors import InputError, first_line
 from minprefix.generate import check_length
 from minprefix.hub import load_lm
@@ -172,11 +172,6 @@ def walk_batches(config: Config, encoded: list, first: int, total: int) -> Itera
         if step == first or step % per_epoch == 0:
             batches = make_batches(lengths, config.batch_size, config.seed, step // per_epoch)
         yield step, [encoded[i] for i in batches[step % per_epoch]]
-
-
-def pick(items: list, limit: int) -> list:
-    """All, or `limit` of them spread evenly: the test sets are sorted by kind, so their head is no sample."""
-    return items if not 0 < limit < len(items) else [items[i * len(items) // limit] for i in range(limit)]
 
 
 def announce(files) -> None:

@@ -235,6 +235,11 @@ def pairs(records: list[Record]) -> list[tuple[str, str]]:
     return [(record.source, reference) for record in records for reference in record.references]
 
 
+def pick(items: list, limit: int) -> list:
+    """All (limit 0), or `limit` of them spread evenly: test sets are sorted, their head is no sample."""
+    return items if not 0 < limit < len(items) else [items[i * len(items) // limit] for i in range(limit)]
+
+
 def make_batches(lengths: list[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
     """Every index of `lengths` once, in batches of similar lengths and random order. A pure function of its
     arguments: that is what lets training resume at any batch."""

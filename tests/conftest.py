@@ -10,8 +10,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch.nn import Module
 
 from minprefix.gpt2 import GPT2, GPT2Config
+from minprefix.methods import compute_sites, make_theta, target_loss
 from minprefix.tokenizer import BYTE_OF_CHAR
 
 
@@ -60,6 +62,21 @@ def random_sources(seed: int, count: int = 3, vocab_size: int = 40, longest: int
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(1, longest, (count,), generator=generator).tolist()
     return [torch.randint(1, vocab_size, (n,), generator=generator).tolist() for n in lengths]
+
+
+def train_steps(lm, batch: list, method: str, steps: int, sites=(), hidden=16) -> tuple[Module, list[float]]:
+    """theta after some steps of AdamW on one batch, and the loss of each in nats a token."""
+    torch.manual_seed(0)
+    theta = make_theta(lm, method, 3, hidden, [], sites)
+    optimizer = torch.optim.AdamW(theta.parameters(), lr=0.01)
+    losses = []
+    for _ in range(steps):
+        summed, tokens = target_loss(lm, compute_sites(lm, method, theta), batch)
+        optimizer.zero_grad()
+        (summed / tokens).backward()
+        optimizer.step()
+        losses.append(summed.item() / tokens)
+    return theta, losses
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ from minprefix.prefix import SavedPrefix, pack, read_activations
 from minprefix.store import load_prefix
 from minprefix.texts import encode_source, encode_target, generate_texts
 from minprefix.tokenizer import BART_SPECIAL, BYTE_OF_CHAR
-from tests.conftest import make_gpt2, random_sources
+from tests.conftest import make_gpt2, random_sources, train_steps
 
 # encoder layers, decoder layers, heads of each, widths of each MLP: no two sides alike
 SHAPES = {
@@ -215,27 +215,13 @@ def test_each_site_alone_changes_the_output_and_gets_gradient(site):
     assert all(parameter.grad is None for parameter in lm.parameters())
 
 
-def train_steps(lm, method: str, steps: int, sites=(), hidden: int = 16):
-    torch.manual_seed(0)
-    theta = make_theta(lm, method, 3, hidden, [], sites)
-    optimizer = torch.optim.AdamW(theta.parameters(), lr=0.01)
-    losses = []
-    for _ in range(steps):
-        summed, tokens = target_loss(lm, compute_sites(lm, method, theta), BATCH)
-        optimizer.zero_grad()
-        (summed / tokens).backward()
-        optimizer.step()
-        losses.append(summed.item() / tokens)
-    return theta, losses
-
-
 @pytest.mark.parametrize(
     ("method", "sites"), [("prefix", (site,)) for site in SITES] + [("prefix", ()), ("embedding", ())]
 )
 def test_only_theta_changes_the_loss_falls_and_the_rest_is_stored(method, sites):
     lm = make_bart(**UNEVEN)
     before = {name: tensor.clone() for name, tensor in lm.state_dict().items()}
-    theta, losses = train_steps(lm, method, 20, sites)
+    theta, losses = train_steps(lm, BATCH, method, 20, sites)
     assert losses[-1] < losses[0] - 0.05
     assert all(torch.equal(tensor, before[name]) for name, tensor in lm.state_dict().items())
     assert set(theta) == set(sites or SITES)  # a module for each, with its own MLP
@@ -251,7 +237,7 @@ def test_only_theta_changes_the_loss_falls_and_the_rest_is_stored(method, sites)
 def test_full_fine_tuning_changes_every_parameter_that_is_read():
     lm = make_bart()
     before = {name: tensor.clone() for name, tensor in lm.named_parameters()}
-    _, losses = train_steps(lm, "full", 5)
+    _, losses = train_steps(lm, BATCH, "full", 5)
     assert losses[-1] < losses[0] - 0.1
     assert not [name for name, tensor in lm.named_parameters() if torch.equal(tensor, before[name])]
 

@@ -6,30 +6,16 @@ import torch
 from minprefix.generate import generate
 from minprefix.methods import collapse, compute_sites, make_theta, target_loss
 from minprefix.prefix import MLPPrefix, fit, read_activations
-from tests.conftest import make_gpt2
+from tests.conftest import make_gpt2, train_steps
 
 BATCH = [([5, 6, 7, 0], [8, 9, 0]), ([3, 0], [4, 0]), ([0], [9, 9, 9, 9, 0])]
-
-
-def train_steps(lm, method: str, steps: int, hidden: int = 16) -> tuple[torch.nn.Module, list[float]]:
-    torch.manual_seed(0)
-    theta = make_theta(lm, method, 3, hidden, [])
-    optimizer = torch.optim.AdamW(theta.parameters(), lr=0.01)
-    losses = []
-    for _ in range(steps):
-        summed, tokens = target_loss(lm, compute_sites(lm, method, theta), BATCH)
-        optimizer.zero_grad()
-        (summed / tokens).backward()
-        optimizer.step()
-        losses.append(summed.item() / tokens)
-    return theta, losses
 
 
 @pytest.mark.parametrize("method", ["prefix", "infix", "embedding"])
 def test_only_theta_changes_and_the_loss_falls(method):
     lm = make_gpt2()
     before = {name: tensor.clone() for name, tensor in lm.state_dict().items()}
-    _, losses = train_steps(lm, method, 30)
+    _, losses = train_steps(lm, BATCH, method, 30)
     assert losses[-1] < losses[0] - 0.1
     assert all(torch.equal(tensor, before[name]) for name, tensor in lm.state_dict().items())
     assert all(parameter.grad is None for parameter in lm.parameters())
@@ -38,7 +24,7 @@ def test_only_theta_changes_and_the_loss_falls(method):
 def test_full_fine_tuning_changes_every_parameter():
     lm = make_gpt2()
     before = {name: tensor.clone() for name, tensor in lm.state_dict().items()}
-    _, losses = train_steps(lm, "full", 30)
+    _, losses = train_steps(lm, BATCH, "full", 30)
     assert losses[-1] < losses[0] - 0.1
     assert not any(torch.equal(tensor, before[name]) for name, tensor in lm.state_dict().items())
 
@@ -67,7 +53,7 @@ def test_the_mlp_runs_once_a_step_and_not_once_a_row():
 @pytest.mark.parametrize("method", ["prefix", "infix", "embedding"])
 def test_the_collapsed_prefix_does_what_theta_did(method):
     lm = make_gpt2()
-    theta, _ = train_steps(lm, method, 3)
+    theta, _ = train_steps(lm, BATCH, method, 3)
     saved = collapse(lm, method, theta, {}, "made up")
     with torch.no_grad():
         trained = target_loss(lm, compute_sites(lm, method, theta), BATCH)[0]
