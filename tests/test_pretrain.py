@@ -14,6 +14,7 @@ pytest.importorskip("tokenizers", reason="tokenizers trains the vocabulary: pip 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "weights"))
 
 import corpus
+import muon
 import pretrain
 import records
 
@@ -197,7 +198,7 @@ def test_loss_skips_records_and_has_the_right_gradient():
 
 def test_muon_step_has_singular_values_near_one():
     values = torch.linalg.svdvals(
-        pretrain.orthogonalise(torch.randn(64, 16, generator=torch.Generator().manual_seed(0)))
+        muon.orthogonalise(torch.randn(64, 16, generator=torch.Generator().manual_seed(0)))
     )
     assert values.min() > 0.5 and values.max() < 1.3
 

@@ -1,4 +1,4 @@
-"""Pre-train a small GPT-2 from an empty folder: python weights/pretrain.py corpus=FOLDER [minutes=2] [...]
+"""Pre-train a small GPT-2 or BART from nothing: python weights/pretrain.py corpus=FOLDER [minutes=2] [...]
 
 The folder `work` receives the BPE, the token files, state.pt and log.jsonl; the finished checkpoint goes to
 `out`, in Hugging Face layout. Started again with the same `work`, a run goes on from its last save. What a
@@ -18,22 +18,24 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that minprefix need not be installed
 
 import corpus
+from denoising import EOS, Noise, number_vocabulary
+from export import BPE, SHAPE, export
+from muon import Muon, add_up
+from transplant import transplant
 
+from minprefix.bart import BART, BARTConfig
 from minprefix.config import parse_value
 from minprefix.errors import InputError
 from minprefix.gpt2 import GPT2, GPT2Config
 from minprefix.hub import load_lm
 from minprefix.store import read_pt, write_atomically, write_pt
 
-SHAPE = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")
-BPE = ("vocab.json", "merges.txt")
 MEASURED = 20_000  # tokens of each held-out file, the same ones at every look
 
 
@@ -41,15 +43,16 @@ MEASURED = 20_000  # tokens of each held-out file, the same ones at every look
 class Config:
     corpus: str = os.environ.get("MINPREFIX_CORPUS", "")  # folder of .txt or .txt.xz files
     work: str = "pretrain"
-    out: str = "pretrain/gpt2-mini"
-    init: str = ""  # a checkpoint folder to start from, with its BPE; empty: random weights and an own BPE
+    out: str = "pretrain/lm"
+    model: str = "gpt2"  # gpt2 predicts the next token; bart rebuilds damaged text (denoising.py)
+    init: str = ""  # a GPT-2 folder to start from, with its BPE; empty: random weights and an own BPE
     tests: str = ""  # folder of .txt files with test texts: documents that overlap with them are left out
     tokens: int = 40_000_000  # of the whole run; a smaller number on resuming pulls the decay forward
     minutes: float = 0  # time limit for everything; when given, `tokens` is what fits
     vocab_size: int = 8192
     n_positions: int = 512
     n_embd: int = 256
-    n_layer: int = 6
+    n_layer: int = 6  # for bart: in the encoder, and as many in the decoder
     n_head: int = 4
     batch: int = 4096  # tokens a step
     short: float = 0.75  # this share of the tokens is read in sequences of half the positions
@@ -77,6 +80,8 @@ def parse(arguments: list[str]) -> Config:
             key, kinds[key], value.replace("M", "000000") if kinds[key] is int else value
         )
     config = Config(**given)
+    if config.model not in ("gpt2", "bart"):
+        raise InputError(f"model={config.model} is unknown: choose gpt2 or bart")
     if config.batch % (config.workers * config.n_positions):
         raise InputError(
             f"batch={config.batch} must be a multiple of workers x n_positions: change one of the three"
@@ -84,59 +89,13 @@ def parse(arguments: list[str]) -> Config:
     return config
 
 
-# ---- optimisers ----
+# ---- optimisers and model ----
 
 
-def orthogonalise(update: Tensor, steps: int = 5) -> Tensor:
-    """Newton-Schulz iteration of Muon (Jordan et al. 2024): brings the singular values of a matrix near 1."""
-    x = update.T if update.shape[0] > update.shape[1] else update
-    x = x / (x.norm() + 1e-7)
-    for _ in range(steps):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
-    return x.T if update.shape[0] > update.shape[1] else x
-
-
-class Muon(torch.optim.Optimizer):
-    """Nesterov momentum, orthogonalised, then scaled to the size of AdamW's updates.
-
-    torch.optim.Muon iterates in bfloat16: seconds a step on a processor without such instructions.
-    """
-
-    def __init__(self, params, lr, rank=0, workers=1, momentum=0.95, weight_decay=0.05):
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
-        self.rank, self.workers = rank, workers
-
-    @torch.no_grad()
-    def step(self):
-        for group in self.param_groups:
-            updates = [self.accumulate(p, group["momentum"]) for p in group["params"]]
-            for i, update in enumerate(updates):  # each worker takes its share of this work, too
-                mine = i % self.workers == self.rank
-                updates[i] = orthogonalise(update) if mine else torch.zeros_like(update)
-            add_up(updates, self.workers)
-            for p, update in zip(group["params"], updates):
-                p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.add_(update, alpha=-0.2 * group["lr"] * math.sqrt(max(p.shape)))
-
-    def accumulate(self, p: Tensor, momentum: float) -> Tensor:
-        average = self.state[p].setdefault("momentum", torch.zeros_like(p))
-        average.lerp_(p.grad, 1 - momentum)
-        return p.grad.lerp(average, momentum)
-
-
-def add_up(tensors: list[Tensor], workers: int) -> None:
-    """Replaces each tensor by its sum over the workers."""
-    if workers > 1:
-        flat = torch.cat([t.flatten() for t in tensors])
-        dist.all_reduce(flat)
-        for t, total in zip(tensors, flat.split([t.numel() for t in tensors])):
-            t.copy_(total.view_as(t))
-
-
-def build_optimisers(lm: GPT2, config: Config, rank: int) -> list[torch.optim.Optimizer]:
-    matrices = [p for name, p in lm.named_parameters() if name.startswith("h.") and p.ndim == 2]
-    rest = [p for name, p in lm.named_parameters() if not (name.startswith("h.") and p.ndim == 2)]
+def build_optimisers(lm: GPT2 | BART, config: Config, rank: int) -> list[torch.optim.Optimizer]:
+    tables = {id(module.weight) for module in lm.modules() if isinstance(module, nn.Embedding)}
+    matrices = [p for p in lm.parameters() if p.ndim == 2 and id(p) not in tables]
+    rest = [p for p in lm.parameters() if p.ndim != 2 or id(p) in tables]
     adam = torch.optim.AdamW(rest, config.lr_rest, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     return [Muon(matrices, config.lr_matrix, rank, config.workers), adam]
 
@@ -150,22 +109,56 @@ def scale_rate(step: int, total: int, config: Config) -> float:
 # ---- model and loss ----
 
 
-def build_lm(config: Config) -> GPT2:
-    """The model to train: random as GPT-2 began (smaller towards the residual stream), or that of `init`."""
+def build_lm(config: Config) -> GPT2 | BART:
+    """The model to train: random as GPT-2 began (smaller towards the residual stream), or from `init`."""
     torch.manual_seed(config.seed)
-    lm = GPT2(GPT2Config(*(getattr(config, key) for key in SHAPE)))
+    V, T, C, L, H = (getattr(config, key) for key in SHAPE)
+    is_bart = config.model == "bart"
+    vocab_size = V + 4 if is_bart else V  # five special tokens in place of one
+    lm = (
+        BART(BARTConfig(vocab_size, T, C, L, L, H, H, 4 * C, 4 * C))
+        if is_bart
+        else GPT2(GPT2Config(V, T, C, L, H))
+    )
     for name, p in lm.named_parameters():
         if p.ndim == 2:
-            small = name.endswith("c_proj.weight")
+            small = name.endswith(("c_proj.weight", "out_proj.weight", "fc2.weight"))
             nn.init.normal_(p, std=0.02 / math.sqrt(2 * config.n_layer) if small else 0.02)
+        elif name.endswith("bias"):
+            nn.init.zeros_(p)
     if config.init:
         start, _ = load_lm(config.init)
-        tensors = start.state_dict()
-        # Positions that it lacks begin as copies of those that it has: neighbours stay neighbours.
-        copies = math.ceil(config.n_positions / start.config.n_positions)
-        tensors["wpe.weight"] = tensors["wpe.weight"].repeat(copies, 1)[: config.n_positions]
-        lm.load_state_dict(tensors)
+        check_start(start, config)
+        if is_bart:
+            transplant(start, lm, read_ids(config)[None, : start.config.n_positions])
+        else:
+            take_over(lm, start)
     return lm
+
+
+def read_ids(config: Config) -> Tensor:
+    """The first held-out tokens."""
+    return torch.from_numpy(np.load(Path(config.work) / "heldout.npy")[:512].astype(np.int64))
+
+
+def check_start(start: GPT2 | BART, config: Config) -> None:
+    """InputError where the run cannot begin with this checkpoint."""
+    bart, shape = config.model == "bart", {key: getattr(config, key) for key in SHAPE}
+    fits = isinstance(start, GPT2) and start.config.n_layer >= config.n_layer
+    for key in ("vocab_size", "n_embd", "n_head", *(("n_positions",) if bart else ("n_layer",))):
+        fits = fits and getattr(start.config, key) == shape[key]
+    if not fits:
+        needs = ", ".join(f"{key}={value}" for key, value in shape.items())
+        raise InputError(f"init={config.init} is no GPT-2 that fits {needs}: change these keys, or init=")
+
+
+def take_over(lm: GPT2, start: GPT2) -> None:
+    """Begins where a checkpoint of the same shape ended, which may have fewer positions."""
+    tensors = start.state_dict()
+    # Positions that it lacks begin as copies of those that it has: neighbours stay neighbours.
+    copies = math.ceil(lm.config.n_positions / start.config.n_positions)
+    tensors["wpe.weight"] = tensors["wpe.weight"].repeat(copies, 1)[: lm.config.n_positions]
+    lm.load_state_dict(tensors)
 
 
 class TiedSoftmaxLoss(torch.autograd.Function):
@@ -201,18 +194,35 @@ def compute_loss(lm: GPT2, ids: Tensor) -> tuple[Tensor, int]:
     return TiedSoftmaxLoss.apply(h, lm.wte.weight, targets[predicted]), len(h)
 
 
-def take_step(lm: GPT2, optimisers: list, ids: Tensor, factor: float, config: Config, rank: int) -> float:
-    """One step on ids (B, T+1), of which every worker reads its rows; returns the loss of this worker's."""
+def compute_rebuilding_loss(lm: BART, source, mask, target, predicted) -> tuple[Tensor, int]:
+    """The same for target (B, T) after a damaged source (B, S), over the tokens where predicted (B, T)."""
+    start = target.new_full((len(target), 1), EOS)
+    h = lm.hidden(torch.cat((start, target[:, :-1]), 1), lm.read(source, mask, {}))[predicted]  # (N, C)
+    return TiedSoftmaxLoss.apply(h, lm.shared.weight, target[predicted]), len(h)
+
+
+def compute_share(lm, ids: Tensor, noise: Noise | None, step: int, rank: int, config: Config) -> Tensor:
+    """This worker's part of the mean loss of a step on ids (B, T+1), of which every worker reads its rows."""
+    mine = slice(rank, None, config.workers)
+    if noise is None:
+        loss, count = compute_loss(lm, ids[mine])
+        return loss * count / (ids[:, 1:] < corpus.GIVEN).sum()
+    source, mask, target, _ = noise.make_batch(cut_rows(ids), (config.seed, step))
+    everything = torch.ones_like(target[mine], dtype=torch.bool)
+    loss, count = compute_rebuilding_loss(lm, source[mine], mask[mine], target[mine], everything)
+    return loss * count / target.numel()
+
+
+def take_step(lm, optimisers: list, share: Tensor, factor: float, config: Config) -> None:
+    """One step down the gradient of a loss of which every worker has a share."""
     for optimiser, lr in zip(optimisers, (config.lr_matrix, config.lr_rest)):
         optimiser.param_groups[0]["lr"] = lr * factor
         optimiser.zero_grad()
-    loss, count = compute_loss(lm, ids[rank :: config.workers])
-    (loss * count / (ids[:, 1:] < corpus.GIVEN).sum()).backward()
+    share.backward()
     add_up([p.grad for p in lm.parameters()], config.workers)
     nn.utils.clip_grad_norm_(lm.parameters(), 1.0)
     for optimiser in optimisers:
         optimiser.step()
-    return loss.item()
 
 
 # ---- data ----
@@ -240,14 +250,25 @@ def read_batch(data: np.ndarray, step: int, total: int, config: Config) -> Tenso
     return torch.from_numpy(data[(step * config.batch + rows) % len(data)].astype(np.int64))
 
 
+def cut_rows(ids: Tensor) -> np.ndarray:
+    """Rows (B, T+1) of a token file -> (B, T-2), for BART's task puts <s> before and </s> behind them."""
+    return ids[:, :-3].numpy()
+
+
 @torch.inference_mode()
-def evaluate(lm: GPT2, data: np.ndarray, length: int) -> float:
-    """The mean loss in nats over the predicted tokens of held-out data."""
+def evaluate(lm, data: np.ndarray, length: int, noise: Noise | None = None, lost: bool = False) -> float:
+    """The mean loss in nats over the predicted tokens of held-out data; `lost`: only over what noise took."""
     data = data.astype(np.int64)
     starts = np.arange(0, max(1, len(data) - length), length)
     rows = starts[:, None] + np.arange(min(length + 1, len(data)))
-    chunks = np.array_split(rows, math.ceil(len(rows) / 16))
-    parts = [compute_loss(lm, torch.from_numpy(data[chunk])) for chunk in chunks]
+    parts = []
+    for seed, chunk in enumerate(np.array_split(rows, math.ceil(len(rows) / 16))):
+        ids = torch.from_numpy(data[chunk])
+        if noise is None:
+            parts.append(compute_loss(lm, ids))
+        else:
+            *batch, taken = noise.make_batch(cut_rows(ids), (seed,))
+            parts.append(compute_rebuilding_loss(lm, *batch, taken if lost else torch.ones_like(taken)))
     return sum(loss.item() * n for loss, n in parts) / sum(n for _, n in parts)
 
 
@@ -263,34 +284,7 @@ def count_bytes(data: np.ndarray, vocab: Path) -> float:
 # ---- what a run leaves ----
 
 
-def export(lm: GPT2, config: Config, out: Path) -> None:
-    """Writes a folder that transformers loads as is, in float16. It appears whole or not at all."""
-    part = out.with_name(out.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    tensors = {f"transformer.{name}": t.half() for name, t in lm.state_dict().items()}
-    save_file(tensors, part / "model.safetensors", metadata={"format": "pt"})
-    for name in BPE:
-        shutil.copyfile(Path(config.work) / name, part / name)
-    settings = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "dtype": "float16"}
-    settings |= {key: getattr(config, key) for key in SHAPE}
-    settings |= {"n_inner": None, "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5}
-    settings |= {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0, "initializer_range": 0.02}
-    settings |= {"tie_word_embeddings": True, "bos_token_id": 0, "eos_token_id": 0}
-    generation = {"bos_token_id": 0, "eos_token_id": 0}
-    tokenizer = {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False}
-    tokenizer |= {"model_max_length": config.n_positions}
-    tokenizer |= dict.fromkeys(("bos_token", "eos_token", "unk_token"), corpus.EOT)
-    for name, content in (
-        ("config", settings),
-        ("generation_config", generation),
-        ("tokenizer_config", tokenizer),
-    ):
-        (part / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
-    part.rename(out)
-
-
-def save_state(lm: GPT2, optimisers: list, step: int, seconds: float, config: Config) -> None:
+def save_state(lm, optimisers: list, step: int, seconds: float, config: Config) -> None:
     state = {"lm": lm.state_dict(), "optimisers": [o.state_dict() for o in optimisers]}
     state |= {"step": step, "seconds": seconds, "config": dataclasses.asdict(config)}
     write_atomically(Path(config.work) / "state.pt", lambda part: write_pt(state, part))
@@ -306,11 +300,10 @@ def read_state(config: Config) -> dict | None:
         raise InputError(
             f"{path} has {state['step'] * config.batch:,} tokens behind it: give tokens= above that"
         )
-    for key in (*SHAPE, "batch"):
-        if state["config"][key] != getattr(config, key):
-            raise InputError(
-                f"{path} was made with {key}={state['config'][key]}: give that, or another work=FOLDER"
-            )
+    for key in ("model", *SHAPE, "batch"):
+        if state["config"].get(key, "gpt2") != getattr(config, key):
+            was = state["config"].get(key, "gpt2")  # states of before there was a BART do not say
+            raise InputError(f"{path} was made with {key}={was}: give that, or another work=FOLDER")
     return state
 
 
@@ -357,13 +350,18 @@ def fit_steps(step: int, speed: float, deadline: float, config: Config) -> int:
     return min(max(step, int(total)), max(step, config.tokens // config.batch))
 
 
-def measure(lm: GPT2, held_out: dict, step: int, config: Config) -> None:
-    """Logs the held-out losses: of plain text, also in bits per byte, and of texts that follow records."""
+def measure(lm, held_out: dict, noise: Noise | None, step: int, config: Config) -> None:
+    """Logs held-out losses: of plain text, also in bits per byte; and of texts after their records (GPT-2)
+    or of the words that noise took (BART)."""
     length = config.n_positions // 2
     plain, records = (held_out[name][:MEASURED] for name in ("heldout", "heldout_records"))
-    loss = evaluate(lm, plain, length)
+    loss = evaluate(lm, plain, length, noise)
     bits = loss / math.log(2) / count_bytes(plain, Path(config.work) / "vocab.json")
-    losses = {"heldout": loss, "bits_per_byte": bits, "heldout_records": evaluate(lm, records, length)}
+    losses = {"heldout": loss, "bits_per_byte": bits}
+    if noise:
+        losses["heldout_lost"] = evaluate(lm, plain, length, noise, lost=True)
+    else:
+        losses["heldout_records"] = evaluate(lm, records, length)
     write_line(config, step=step, tokens=step * config.batch, **losses)
 
 
@@ -384,7 +382,10 @@ def train(rank: int, config: Config, deadline: float) -> None:
     join_workers(rank, config)
     work, files = Path(config.work), ("train", "heldout", "heldout_records")
     data = {name: np.load(work / f"{name}.npy", mmap_mode="r") for name in files}
+    if config.model == "bart":  # it learns to copy from the task itself, and needs no records for it
+        data = {name: tokens[tokens < corpus.GIVEN] for name, tokens in data.items()}
     lm = build_lm(config)
+    noise = Noise(number_vocabulary(work / "vocab.json")) if config.model == "bart" else None
     optimisers = build_optimisers(lm, config, rank)
     first, before = restore(read_state(config), lm, optimisers)
     total, losses, start = config.tokens // config.batch, [], time.time()
@@ -394,7 +395,9 @@ def train(rank: int, config: Config, deadline: float) -> None:
     bar, step = tqdm(total=total, initial=first, unit="step", disable=True if rank else None), first
     while step < total:
         ids = read_batch(data["train"], step, total, config)
-        losses.append(take_step(lm, optimisers, ids, scale_rate(step, total, config), config, rank))
+        share = compute_share(lm, ids, noise, step, rank, config)
+        take_step(lm, optimisers, share, scale_rate(step, total, config), config)
+        losses.append(share.item() * config.workers)
         step += 1
         seconds = time.time() - start
         speed = (step - first) * config.batch / seconds
@@ -410,15 +413,15 @@ def train(rank: int, config: Config, deadline: float) -> None:
             losses.clear()
         evaluating, saving, previewing = [timer.is_due() for timer in timers]
         if evaluating:
-            measure(lm, data, step, config)
+            measure(lm, data, noise, step, config)
         if saving or step == total:
             save_state(lm, optimisers, step, before + seconds, config)
         if previewing:
             shutil.rmtree(work / "preview", ignore_errors=True)
-            export(lm, config, work / "preview")
+            export(lm, work, work / "preview")
     if rank == 0:
-        export(lm, config, Path(config.out))
-        measure(lm, data, step, config)
+        export(lm, work, Path(config.out))
+        measure(lm, data, noise, step, config)
 
 
 def main(arguments: list[str]) -> None:
