@@ -121,7 +121,7 @@ def check_rows(lm, sources: list[list[int]], prefixes: list, max_new_tokens: int
     for prefix in {id(prefix): prefix for prefix in prefixes if prefix is not None}.values():
         check_base(prefix, lm)
         if not prefix.sites:
-            raise InputError("method full has no prefix: load its tensors into the model, and give None")
+            raise InputError(f"method {prefix.method} has no prefix: apply_tensors(lm, it), and give None")
     for number, (source, prefix) in enumerate(zip(sources, prefixes), 1):
         if not source:
             raise InputError(f"source {number} is empty: give at least one token")
@@ -141,12 +141,8 @@ def check_length(lm, what: str, prefix: int, source: int, target: int) -> None:
 
 def check_base(prefix, lm) -> None:
     """InputError if a prefix was trained on another model: its fingerprint or shapes do not fit."""
-    widths, state = lm.site_widths(), lm.state_dict()
+    widths = lm.site_widths()
     fits = all(P_theta.shape[1] == widths.get(site) for site, P_theta in prefix.sites.items())
-    if prefix.tensors:
-        fits &= {name: t.shape for name, t in prefix.tensors.items()} == {
-            n: t.shape for n, t in state.items()
-        }
     given, needed = lm.config.fingerprint or "none", prefix.base["fingerprint"] or "none"
     if not fits or given != needed:
         raise InputError(

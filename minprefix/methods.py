@@ -1,72 +1,130 @@
-"""What trains, and how a step's loss comes about: prefix, infix, embedding-only and full fine-tuning."""
+"""What trains, and how a step's loss comes about: prefixes, and the methods that change the LM instead."""
 
 import dataclasses
+import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from minprefix.bart import Layer
 from minprefix.cache import pad_right
 from minprefix.errors import InputError
-from minprefix.prefix import DirectPrefix, MLPPrefix, SavedPrefix, compute_activations, fit, read_activations
+from minprefix.generate import check_base
+from minprefix.gpt2 import GPT2, Block
+from minprefix.prefix import SavedPrefix, choose_sites, compute_activations, make_site
 
-METHODS = ("prefix", "infix", "embedding", "full")
+PREFIXES = ("prefix", "infix", "embedding")  # the LM stays as it is
+METHODS = (*PREFIXES, "full", "top2", "adapter", "lora")
 IGNORED = -100  # F.cross_entropy's mark for positions outside Y_idx
 
 
-def make_theta(
-    lm, method: str, length: int, hidden: int, words: list[int], sites: tuple[str, ...] = ()
-) -> nn.Module:
-    """The parameters to train, a module for each site; the LM itself for "full", otherwise it is frozen.
+class Adapter(nn.Module):
+    """A small residual MLP behind each block (behind each layer of both of BART's stacks).
 
-    hidden: width of the MLP of Sec. 4.3, 0 for a direct P_theta. words: ids whose activations start the
-    prefix (Sec. 7.4), none for a random start. sites: some of the model's, none for all of the method's.
-    Draws from torch's global generator. InputError where model or method has no such site.
+    W_up starts at zero, so the LM starts as it was; the compared original starts near that, at small random.
+    """
+
+    def __init__(self, n_embd: int, bottleneck: int):
+        super().__init__()
+        self.ln = nn.LayerNorm(n_embd)
+        self.down, self.up = nn.Linear(n_embd, bottleneck), nn.Linear(bottleneck, n_embd)
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.up.bias)
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        # Sec. 5.2: h + W_up relu(W_down LN(h)), of the block's output h (B, T, C)
+        return h + self.up(F.relu(self.down(self.ln(h))))
+
+
+class LoRA(nn.Module):
+    """A change of low rank to a linear map W x + b: W + B A. Its usual factor alpha / rank is 1 here."""
+
+    def __init__(self, n_in: int, n_out: int, rank: int):
+        super().__init__()
+        self.A = nn.Parameter(torch.empty(rank, n_in).uniform_(-1, 1) / math.sqrt(n_in))
+        self.B = nn.Parameter(torch.zeros(n_out, rank))  # the LM starts as it was
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        return h + x @ self.A.T @ self.B.T  # (B, T, n_in) -> (B, T, rank) -> (B, T, n_out)
+
+
+def make_theta(
+    lm, method: str, length: int, hidden: int, words: list[int], sites: Sequence[str] = (), inner: int = 6
+) -> nn.Module:
+    """The parameters to train; all others of the LM are frozen.
+
+    They are a module for each site, or some of the LM's own modules, or new ones inside of it ("adapter",
+    "lora"). hidden: width of the MLP of Sec. 4.3, 0 for a direct P_theta. words: ids whose activations start
+    the prefix (Sec. 7.4), none for a random start. sites: some of the model's, none for all of the method's.
+    inner: width of an adapter, or LoRA's rank. Draws from torch's global generator.
+    InputError where model or method has no such site.
     """
     if method not in METHODS:
         raise InputError(f"method={method} is unknown: choose one of {', '.join(METHODS)}")
-    lm.requires_grad_(method == "full")
-    if method == "full":
-        return lm
+    if sites and method not in PREFIXES:
+        raise InputError(f"method={method} has no prefix, so no sites: leave sites= out")
+    lm.requires_grad_(False)
+    if method not in PREFIXES:
+        return choose_modules(lm, method, inner).requires_grad_()
     chosen = choose_sites(lm, method, sites)
     return nn.ModuleDict({site: make_site(lm, method, length, hidden, words, site) for site in chosen})
 
 
-def choose_sites(lm, method: str, wanted: tuple[str, ...]) -> list[str]:
-    """The model's prefix sites, or those of them that are wanted; for "infix" the one between x and y."""
-    sites = [site for site in lm.site_widths() if (site == "infix") == (method == "infix")]
-    if not sites:
-        raise InputError("method=infix needs x and y in one text, and BART has two: choose method=prefix")
-    if wrong := [site for site in wanted if site not in sites]:
-        raise InputError(f"this model has no site {wrong[0]!r} for a prefix: choose of {', '.join(sites)}")
-    return list(wanted) or sites
+def choose_modules(lm, method: str, bottleneck: int) -> nn.Module:
+    """The modules of the LM that train; for "adapter" and "lora", new ones that are put around its own.
+
+    "top2" is the last two blocks and what normalises them; in BART, the decoder's last two layers.
+    """
+    if method == "full":
+        return lm
+    if method == "top2":
+        return nn.ModuleList([*lm.h[-2:], lm.ln_f] if isinstance(lm, GPT2) else lm.decoder.layers[-2:])
+    n_embd = lm.config.n_embd
+    if method == "adapter":
+        hosts = [module for module in lm.modules() if isinstance(module, Block | Layer)]
+        return attach(hosts, [Adapter(n_embd, bottleneck) for _ in hosts])
+    ends = (".c_attn", ".q_proj", ".v_proj")  # GPT-2's queries, keys and values are one map
+    hosts = [module for name, module in lm.named_modules() if name.endswith(ends)]
+    return attach(hosts, [LoRA(n_embd, len(host.bias), bottleneck) for host in hosts])
 
 
-def make_site(lm, method: str, length: int, hidden: int, words: list[int], site: str) -> nn.Module:
-    """What becomes the P_theta of one site: by itself, through an MLP, or as input embeddings (Sec. 7.2)."""
-    n_embd, width = lm.config.n_embd, lm.site_widths()[site]
-    if method == "embedding":
-        theta = DirectPrefix(length, n_embd).to(lm.wte.weight.device)
-        theta.P.data = embed_words(lm, words, length) if words else theta.P.data * lm.wte.weight.std()
-        return theta
-    theta = MLPPrefix(length, n_embd, width, hidden) if hidden else DirectPrefix(length, width)
-    theta = theta.to(lm.wte.weight.device)
-    if words and hidden:
-        fit(theta, read_activations(lm, words, length, site))
-    elif words:
-        theta.P.data = read_activations(lm, words, length, site)
-    return theta
+def attach(hosts: list[nn.Module], modules: list[nn.Module]) -> nn.ModuleList:
+    """Puts a module around each host, as its `added`: from the host's input and output to a new output."""
+    for host, module in zip(hosts, modules):
+        if hasattr(host, "added"):
+            raise InputError("the model holds an adapter or LoRA already: load it anew")
+        host.added = module.to(next(host.parameters()))
+        host.register_forward_hook(lambda host, inputs, output: host.added(inputs[0], output))
+    return nn.ModuleList(modules)
 
 
-def embed_words(lm, words: list[int], length: int) -> Tensor:
-    """The words' own embeddings (length, C), repeated to that length."""
-    return lm.wte.weight[[words[i % len(words)] for i in range(length)]].float()
+def apply_tensors(lm, saved: SavedPrefix) -> None:
+    """Makes the LM what a training with "full", "top2", "adapter" or "lora" left; no longer its own base.
+
+    InputError if it was trained on another model, or if its tensors are not those of its method.
+    """
+    check_base(saved, lm)
+    if saved.method in PREFIXES:
+        raise InputError(f"method {saved.method} changes no model: hand it to generate as its prefix")
+    maps = [t for name, t in saved.tensors.items() if name.endswith((".added.down.weight", ".added.A"))]
+    bottleneck = max((len(W) for W in maps if W.shape[1:] == (lm.config.n_embd,)), default=0)
+    lm.requires_grad_(False)
+    choose_modules(lm, saved.method, bottleneck).requires_grad_()
+    expected = {name: p.shape for name, p in lm.named_parameters() if p.requires_grad}
+    if expected != {name: tensor.shape for name, tensor in saved.tensors.items()}:
+        raise InputError(f"the file's tensors are not those of method {saved.method}: train or copy it again")
+    lm.load_state_dict(saved.tensors, strict=False)
+    lm.requires_grad_(False)
+    changed = f"{lm.config.fingerprint}+{saved.method}"  # what was trained on the base does not fit this
+    lm.config = dataclasses.replace(lm.config, fingerprint=changed)
 
 
 def compute_sites(lm, method: str, theta: nn.Module) -> dict[str, Tensor]:
     """P_theta (P, 2·L·C) at the place where it is spliced: computed once a step, not once a row."""
-    if method == "full":
+    if method not in PREFIXES:
         return {}
     if method == "embedding":
         return {site: compute_activations(lm, embeds(), site) for site, embeds in theta.items()}
@@ -91,9 +149,9 @@ def target_loss(lm, sites: dict[str, Tensor], batch: list[tuple[list[int], list[
 
 @torch.no_grad()
 def collapse(lm, method: str, theta: nn.Module, config: dict, data: str) -> SavedPrefix:
-    """Sec. 4.3: drops the MLP; only P_theta is stored (or, for "full", the whole LM)."""
+    """Sec. 4.3: drops the MLP; only P_theta is stored, or what else was trained and nothing beside it."""
     sites = {site: P_theta.float().cpu() for site, P_theta in compute_sites(lm, method, theta).items()}
-    tensors = {name: tensor.cpu() for name, tensor in lm.state_dict().items()} if method == "full" else {}
+    tensors = {name: p.detach().cpu() for name, p in lm.named_parameters() if p.requires_grad}
     shape = dataclasses.asdict(lm.config)
     base = {"name": shape.pop("name"), "fingerprint": shape.pop("fingerprint"), "config": shape}
     return SavedPrefix(method, sites, lm.positions, base, config, {}, data, tensors)

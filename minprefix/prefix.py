@@ -1,5 +1,6 @@
 """P_theta of Eq. 3: free activations, trained directly or through an MLP, and what of them is stored."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minprefix.cache import Cache
+from minprefix.errors import InputError
 
 
 class DirectPrefix(nn.Module):
@@ -34,13 +36,45 @@ class MLPPrefix(nn.Module):
         return self.mlp(self.P)  # (P, C) -> (P, 2·L·C)
 
 
+def choose_sites(lm, method: str, wanted: Sequence[str]) -> list[str]:
+    """The model's prefix sites, or those of them that are wanted; for "infix" the one between x and y."""
+    sites = [site for site in lm.site_widths() if (site == "infix") == (method == "infix")]
+    if not sites:
+        raise InputError("method=infix needs x and y in one text, and BART has two: choose method=prefix")
+    if wrong := [site for site in wanted if site not in sites]:
+        raise InputError(f"this model has no site {wrong[0]!r} for a prefix: choose of {', '.join(sites)}")
+    return list(wanted) or sites
+
+
+def make_site(lm, method: str, length: int, hidden: int, words: list[int], site: str) -> nn.Module:
+    """What becomes the P_theta of one site: by itself, through an MLP, or as input embeddings (Sec. 7.2)."""
+    n_embd, width = lm.config.n_embd, lm.site_widths()[site]
+    if method == "embedding":
+        theta = DirectPrefix(length, n_embd).to(lm.wte.weight.device)
+        theta.P.data = embed_words(lm, words, length) if words else theta.P.data * lm.wte.weight.std()
+        return theta
+    theta = MLPPrefix(length, n_embd, width, hidden) if hidden else DirectPrefix(length, width)
+    theta = theta.to(lm.wte.weight.device)
+    if words and hidden:
+        fit(theta, read_activations(lm, words, length, site))
+    elif words:
+        theta.P.data = read_activations(lm, words, length, site)
+    return theta
+
+
+def embed_words(lm, words: list[int], length: int) -> Tensor:
+    """The words' own embeddings (length, C), repeated to that length."""
+    return lm.wte.weight[[words[i % len(words)] for i in range(length)]].float()
+
+
 @dataclass(frozen=True)
 class SavedPrefix:
     """What is left of a training: the content of a .pt file, as store.py writes it.
 
     sites: P_theta (P, 2·L·C) where it is spliced: GPT-2's "decoder" is before x, "infix" between x and y;
     BART's are "encoder", "decoder" and "cross". positions: "shifted" where the prefix takes |P| of them.
-    base: name, config and fingerprint of the frozen LM. tensors: what changed in it, for method "full".
+    base: name, config and fingerprint of the frozen LM. tensors: for "full", "top2", "adapter" and "lora",
+    what was trained, by its names in the LM, where methods.apply_tensors puts it.
     """
 
     method: str

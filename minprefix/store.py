@@ -17,7 +17,8 @@ FORMAT = "minprefix/1"
 FIELDS = {"method": str, "sites": dict, "positions": str, "base": dict, "config": dict, "metrics": dict}
 FIELDS |= {"data": str, "tensors": dict}  # what a .pt file holds beside its format
 SELF_AND_CROSS = {"encoder", "decoder", "cross"}
-SITES = {"prefix": SELF_AND_CROSS, "embedding": SELF_AND_CROSS, "infix": {"infix"}, "full": set()}
+SITES = {"prefix": SELF_AND_CROSS, "embedding": SELF_AND_CROSS, "infix": {"infix"}}
+SITES |= {method: set() for method in ("full", "top2", "adapter", "lora")}  # they have tensors instead
 BASE_FIELDS = {"name": str, "config": dict, "fingerprint": str}
 
 
@@ -100,11 +101,11 @@ def _find_wrong(content: dict) -> str:
             return f"{key} must be of type {kind.__name__}"
     if not all(isinstance(content["base"].get(key), kind) for key, kind in BASE_FIELDS.items()):
         return f"base must hold {', '.join(BASE_FIELDS)}"
-    sites = set(content["sites"])
-    if not sites <= SITES.get(content["method"], set()) or bool(sites) == (content["method"] == "full"):
+    sites, allowed = set(content["sites"]), SITES.get(content["method"])
+    if allowed is None or not sites <= allowed or bool(sites) != bool(allowed):
         return f"method {content['method']!r} with sites {sorted(sites)} is unknown"
-    if (content["method"] == "full") != bool(content["tensors"]):
-        return "tensors belong to method full, and to no other"
+    if bool(content["tensors"]) == bool(sites):
+        return "it must hold either sites or tensors"
     if flat := [name for name, site in content["sites"].items() if getattr(site, "ndim", None) != 2]:
         return f"site {flat[0]} must be a tensor (P, 2·L·C)"
     for name, tensor in (content["sites"] | content["tensors"]).items():
