@@ -16,15 +16,15 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from minprefix.config import DECODING, Config
 from minprefix.data import Record, find_files, linearise_mr, linearise_record, pick, read_split
 from minprefix.errors import InputError
 from minprefix.generate import check_base, check_rows
 from minprefix.hub import load_lm
+from minprefix.methods import apply_tensors
 from minprefix.prefix import SavedPrefix
 from minprefix.store import load_prefix, write_atomically
 from minprefix.texts import encode_source, generate_texts
-
-DECODING = {"beams": 5, "length_penalty": 1.0, "max_new_tokens": 100}  # for a file that does not say
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
@@ -40,7 +40,8 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     add("--beams", type=int, metavar="K", help="default: as in the training")
     add("--length-penalty", type=float, metavar="A", help="default: as in the training")
     add("--max-new-tokens", type=int, metavar="N", help="default: as in the training")
-    add("--min-new-tokens", type=int, default=0, metavar="N")
+    add("--min-new-tokens", type=int, metavar="N", help="default: as in the training")
+    add("--max-source", type=int, metavar="N", help="cut sources to N tokens; default: as in the training")
     add("--sample", action="store_true", help="draw from the distribution instead of searching")
     add("--temperature", type=float, default=1.0)
     add("--top-k", type=int, default=0)
@@ -59,7 +60,7 @@ def main(arguments: list[str]) -> None:
     lm, tokenizer = load_lm(args.model or prefixes[0].base["name"], device=args.device)
     options = choose_options(args, prefixes[0])
     rows = prepare_prefixes(lm, prefixes)
-    sources = [encode_source(lm, tokenizer, record.source) for record in records]
+    sources = [encode_source(lm, tokenizer, record.source, options["max_source"]) for record in records]
     for prefix in rows:  # before the first text is written, so that none is lost
         check_rows(lm, sources, [prefix] * len(records), options["max_new_tokens"])
     answers = answer(args, lm, tokenizer, records, rows, options)
@@ -74,13 +75,13 @@ def main(arguments: list[str]) -> None:
 
 
 def prepare_prefixes(lm, prefixes: list[SavedPrefix]) -> list[SavedPrefix | None]:
-    """What to hand to generate: a fully fine-tuned model's tensors are put in place instead, and alone."""
+    """What to hand to generate: tensors change the model instead, and alone."""
     for prefix in prefixes:
         check_base(prefix, lm)
         if prefix.tensors and len(prefixes) > 1:
             raise InputError(f"method {prefix.method} changes the model itself: give it as the only --prefix")
         if prefix.tensors:
-            lm.load_state_dict(prefix.tensors)
+            apply_tensors(lm, prefix)
     return [prefix if prefix.sites else None for prefix in prefixes]
 
 
@@ -212,10 +213,10 @@ def parse_json(text: str) -> object:
 def choose_options(args, prefix: SavedPrefix) -> dict:
     """generate's options: the command line's, else those of the training."""
     given = {name: getattr(args, name) for name in DECODING if getattr(args, name) is not None}
-    options = DECODING | {name: prefix.config.get(name, DECODING[name]) for name in DECODING} | given
+    options = {name: prefix.config.get(name, getattr(Config, name)) for name in DECODING} | given
     if args.sample and args.beams is None:
         options["beams"] = 1
-    names = ("min_new_tokens", "sample", "temperature", "top_k", "top_p", "seed")
+    names = ("sample", "temperature", "top_k", "top_p", "seed")
     return options | {name: getattr(args, name) for name in names}
 
 

@@ -17,12 +17,12 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from minprefix.config import Config, describe_keys, parse_argument, parse_config
+from minprefix.config import DECODING, Config, describe_keys, parse_argument, parse_config
 from minprefix.data import find_files, make_batches, pairs, pick, read_split
 from minprefix.errors import InputError, first_line
 from minprefix.generate import check_length
 from minprefix.hub import load_lm
-from minprefix.methods import collapse, compute_sites, make_theta, target_loss
+from minprefix.methods import PREFIXES, collapse, compute_sites, make_theta, target_loss
 from minprefix.metrics import bleu
 from minprefix.store import load_prefix, read_pt, save_prefix, write_atomically, write_pt
 from minprefix.texts import encode_source, encode_target, generate_texts
@@ -58,11 +58,14 @@ def main(arguments: list[str]) -> None:
 def train(config: Config, lm, tokenizer, files, state: dict | None = None) -> torch.nn.Module:
     """Maximises Eq. 2 over theta; each step follows from the seed and its number, so a run can be resumed."""
     torch.manual_seed(config.seed)
-    train_pairs = encode_pairs(lm, tokenizer, choose_pairs(config, pairs(read_split(files, "train"))))
-    dev_pairs = encode_pairs(lm, tokenizer, pick(pairs(read_split(files, "dev")), config.dev_limit))
+    chosen = choose_pairs(config, pairs(read_split(files, "train")))
+    train_pairs = encode_pairs(config, lm, tokenizer, chosen)
+    dev_pairs = encode_pairs(config, lm, tokenizer, pick(pairs(read_split(files, "dev")), config.dev_limit))
     check_lengths(config, lm, tokenizer, files, train_pairs + dev_pairs)
     words = [] if config.init == "random" else tokenizer.encode(config.init)
-    theta = make_theta(lm, config.method, config.prefix_len, config.mlp_hidden, words)
+    sites = config.sites.split("+") if config.sites else ()
+    shape = (config.prefix_len, config.mlp_hidden)
+    theta = make_theta(lm, config.method, *shape, words, sites, config.bottleneck)
     optimizer = torch.optim.AdamW(theta.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     first = restore(state, theta, optimizer) if state else 0
     total = count_steps(config, len(train_pairs))
@@ -119,8 +122,8 @@ def measure_loss(config: Config, lm, theta, encoded: list) -> float:
 def evaluate(config: Config, lm, tokenizer, files, saved, split: str = "test") -> tuple[dict, list]:
     """Describes the records of a split by beam search -> the metrics, and each record with its text."""
     records = pick(read_split(files, split), config.eval_limit)
-    options = {name: getattr(config, name) for name in ("beams", "length_penalty", "max_new_tokens")}
-    prefix = None if config.method == "full" else saved
+    options = {name: getattr(config, name) for name in DECODING}
+    prefix = saved if saved.sites else None
     texts: list[str] = []
     with tqdm(total=len(records), unit="record", desc=split, disable=None) as bar:
         for start in range(0, len(records), 32):
@@ -140,16 +143,18 @@ def report(files, metrics: dict, described: list) -> None:
 
 def check_lengths(config: Config, lm, tokenizer, files, encoded: list) -> None:
     """InputError before the first step if something would not fit the position table, or at the end."""
-    length = 0 if config.method == "full" else config.prefix_len
+    length = config.prefix_len if config.method in PREFIXES else 0
     for number, (source, target) in enumerate(encoded, 1):
         check_length(lm, f"training or dev pair {number}", length, len(source), len(target))
     for number, record in enumerate(pick(read_split(files, "test"), config.eval_limit), 1):
-        source = encode_source(lm, tokenizer, record.source)
+        source = encode_source(lm, tokenizer, record.source, config.max_source)
         check_length(lm, f"test record {number}", length, len(source), config.max_new_tokens)
 
 
-def encode_pairs(lm, tokenizer, texts: list[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
-    return [(encode_source(lm, tokenizer, x), encode_target(lm, tokenizer, y)) for x, y in texts]
+def encode_pairs(config: Config, lm, tokenizer, texts: list[tuple[str, str]]) -> list[tuple[list, list]]:
+    sources = [encode_source(lm, tokenizer, x, config.max_source) for x, _ in texts]
+    targets = [encode_target(lm, tokenizer, y, config.max_target) for _, y in texts]
+    return list(zip(sources, targets))
 
 
 def choose_pairs(config: Config, everything: list) -> list:

@@ -82,7 +82,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(number, tiny_folder, tmp_path):
     assert losses[0] == losses[1]
 
 
-@pytest.mark.parametrize("method", ["infix", "embedding", "full", "prefix"])
+@pytest.mark.parametrize("method", ["infix", "embedding", "full", "top2", "adapter", "lora", "prefix"])
 def test_every_method_trains_is_saved_and_sampled(method, tiny_folder, tmp_path, capsys):
     out = train_quickly(tiny_folder, tmp_path / "e2e.pt", "max_steps=3", f"method={method}", "mlp_hidden=0")
     trained_text = capsys.readouterr().out
