@@ -570,6 +570,8 @@ def test_ids_are_hugging_face_s(folder):
         assert ours.encode(text) == ids, repr(text)
         assert ours.decode(ids) == theirs.decode(ids, clean_up_tokenization_spaces=False)
         assert encode_source(lm, ours, text) == encode_target(lm, ours, text) == theirs(text)["input_ids"]
+        cut = theirs(text, truncation=True, max_length=5)["input_ids"]
+        assert encode_source(lm, ours, text, 5) == encode_target(lm, ours, text, 5) == cut
 
 
 def test_texts_hold_no_special_tokens(folder):
@@ -600,15 +602,39 @@ def test_a_checkpoint_writes_what_it_writes_in_transformers(folder):
         assert [*ours, 2] == expected
 
 
-def test_the_commands_work_with_bart(tmp_path, capsys):
+SHORT = ["dataset=e2e", "data=sample", "max_steps=3", "batch_size=4", "prefix_len=3", "mlp_hidden=8"]
+SHORT += ["n_train=20", "dev_limit=4", "eval_limit=3", "max_new_tokens=8", "beams=2", "lr=0.05"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "sites"),
+    [
+        (["init=table"], SITES),
+        (["sites=decoder+cross"], ("decoder", "cross")),
+        (["method=embedding", "sites=encoder"], ("encoder",)),
+        (["method=full"], ()),
+        (["method=top2"], ()),
+        (["method=adapter", "bottleneck=4"], ()),
+        (["method=lora", "bottleneck=2", "max_source=9", "max_target=7", "min_new_tokens=6"], ()),
+    ],
+)
+def test_the_commands_work_with_bart(settings, sites, tmp_path, capsys):
     model, out = save_bart(tmp_path, max_position_embeddings=300), tmp_path / "e2e.pt"
-    settings = ["dataset=e2e", "data=sample", "max_steps=3", "batch_size=4", "prefix_len=3", "mlp_hidden=8"]
-    settings += ["n_train=20", "dev_limit=4", "eval_limit=3", "max_new_tokens=8", "beams=2", "init=table"]
-    train.main([*settings, f"model={model}", f"out={out}"])
+    train.main([*SHORT, *settings, f"model={model}", f"out={out}"])
     trained = [line[11:] for line in capsys.readouterr().out.splitlines() if line.startswith("text ")]
-    assert {site: len(P) for site, P in load_prefix(out).sites.items()} == dict.fromkeys(SITES, 3)
+    saved = load_prefix(out)
+    assert {site: len(P) for site, P in saved.sites.items()} == dict.fromkeys(sites, 3)
+    assert bool(saved.tensors) != bool(sites)
     sample.main(["--prefix", str(out), "--records", "3"])
     sampled = [line[11:] for line in capsys.readouterr().out.splitlines() if line.startswith("e2e ")]
     assert sampled == trained and len(sampled) == 3
-    with pytest.raises(InputError, match="choose method=prefix"):
-        train.main([*settings, f"model={model}", f"out={tmp_path / 'infix.pt'}", "method=infix"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"), [("method=infix", "choose method=prefix"), ("sites=crosss", "no site 'crosss'")]
+)
+def test_places_that_bart_does_not_have_are_refused(settings, words, tmp_path):
+    model = save_bart(tmp_path, max_position_embeddings=300)
+    with pytest.raises(InputError, match=words):
+        train.main([*SHORT, settings, f"model={model}", f"out={tmp_path / 'infix.pt'}"])
+    assert not list(tmp_path.glob("infix*"))

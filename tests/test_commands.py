@@ -13,6 +13,7 @@ import torch
 
 import sample
 import train
+from minprefix.config import Config
 from minprefix.errors import InputError
 from minprefix.store import load_prefix
 
@@ -90,6 +91,28 @@ def test_every_method_trains_is_saved_and_sampled(method, tiny_folder, tmp_path,
     sampled = [line[11:] for line in capsys.readouterr().out.splitlines() if line.startswith("e2e ")]
     texts = [line[11:] for line in trained_text.splitlines() if line.startswith("text ")]
     assert sampled == texts and len(texts) == 3
+
+
+def test_texts_are_cut_and_stretched_as_in_the_training(tiny_folder, tmp_path, capsys):
+    cut = ["max_source=12", "max_target=6", "min_new_tokens=5", "max_steps=3"]
+    out = train_quickly(tiny_folder, tmp_path / "e2e.pt", *cut)
+    trained = [line[11:] for line in capsys.readouterr().out.splitlines() if line.startswith("text ")]
+
+    def describe(*more: str) -> list[str]:
+        sample.main(["--prefix", str(out), "--records", "3", *more])
+        return [line[11:] for line in capsys.readouterr().out.splitlines() if line.startswith("e2e ")]
+
+    assert describe() == trained and describe("--max-source", "0") != trained
+    (tmp_path / "a.txt").write_text("name : Blue Fig\nname : Blue Spice\n")  # one, if cut: they differ later
+    assert len(set(describe("--input", str(tmp_path / "a.txt")))) == 1
+    with pytest.raises(InputError, match="cannot be cut to 1"):
+        describe("--max-source", "1")
+    lm, tokenizer = train.load_lm(str(tiny_folder))
+    (source, target), *_ = train.encode_pairs(
+        Config(**load_prefix(out).config), lm, tokenizer, [("name : Blue Fig", "Blue Fig.")]
+    )
+    assert tokenizer.decode(source[:-1]) == "name : Blue"[:11] and source[-1] == lm.config.bos_token_id
+    assert tokenizer.decode(target[:-1]) == " Blue" and target[-1] == lm.config.eos_token_id
 
 
 def test_input_may_be_text_json_or_mr_and_output_is_json_lines(trained, tmp_path):
