@@ -10,6 +10,7 @@ import math
 import random
 import signal
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -130,15 +131,22 @@ def evaluate(config: Config, lm, tokenizer, files, saved, split: str = "test") -
             sources = [record.source for record in records[start : start + 32]]
             texts += generate_texts(lm, tokenizer, sources, prefix, options)
             bar.update(len(sources))
-    metrics = bleu(texts, [record.references for record in records]) | {"records": len(records)}
-    return metrics, list(zip(records, texts))
+    return score_texts(config.dataset, texts, records), list(zip(records, texts))
+
+
+def score_texts(dataset: str, texts: list[str], records: list) -> dict:
+    """The figures of a data set's texts, and how many texts there are."""
+    return bleu(texts, [record.references for record in records]) | {"records": len(records)}
 
 
 def report(files, metrics: dict, described: list) -> None:
     for record, text in pick(described, 5):
-        print(f"\nrecord     {record.source}\ntext       {text}\nreference  {record.references[0]}")
+        source = textwrap.shorten(record.source, 500, placeholder=" ...")  # an article has thousands
+        print(f"\nrecord     {source}\ntext       {text}\nreference  {record.references[0]}")
     print(f"\n{metrics['records']} test records, {files.origin}")
-    print(f"  BLEU          {metrics['BLEU']:8.2f}\n  length ratio  {metrics['length_ratio']:8.2f}")
+    for name, figure in metrics.items():
+        if isinstance(figure, float):
+            print(f"  {name:<16} {figure:8.2f}")
 
 
 def check_lengths(config: Config, lm, tokenizer, files, encoded: list) -> None:

@@ -20,7 +20,7 @@ class Config:
     one.
     """
 
-    dataset: str = key("e2e", "what to learn: e2e, webnlg, dart or xsum")
+    dataset: str = key("e2e", "e2e, webnlg, dart, xsum, xsum-news-to-sports, xsum-within-news or bbc")
     model: str = key("weights/gpt2-mini", "frozen LM: a folder or hub id (for xsum: weights/bart-mini)")
     method: str = key("prefix", "prefix, infix, embedding, full, top2, adapter or lora")
     sites: str = key("", "where a prefix goes, such as decoder+cross; empty: all places")
@@ -90,13 +90,15 @@ MINI |= {
 def parse_config(arguments: list[str]) -> Config:
     """Config from key=value arguments, over the presets of their data set, model and method."""
     given = dict(parse_argument(argument) for argument in arguments)
-    if given.get("dataset") == "xsum":
+    task = given.get("dataset", Config.dataset).partition("-")[0]  # of xsum-within-news, xsum
+    task = "xsum" if task == "bbc" else task
+    if task == "xsum":
         given = {"model": "weights/bart-mini"} | given
     base = Config(**{name: given[name] for name in ("dataset", "model", "method") if name in given})
     presets = MINI if base.model.rstrip("/").endswith(("gpt2-mini", "bart-mini")) else PAPER
     method = "direct" if base.method == "prefix" and given.get("mlp_hidden") == 0 else base.method
     preset = {}
-    for name in (base.dataset, method, (base.dataset, method)):
+    for name in (task, method, (task, method)):
         preset |= presets.get(name, {})
     config = dataclasses.replace(base, **(preset | given))
     check(config)

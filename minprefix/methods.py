@@ -22,9 +22,9 @@ IGNORED = -100  # F.cross_entropy's mark for positions outside Y_idx
 
 
 class Adapter(nn.Module):
-    """A small residual MLP behind each block (behind each layer of both of BART's stacks).
+    """A small residual MLP behind each block; in BART, behind each layer of both stacks.
 
-    W_up starts at zero, so the LM starts as it was; the compared original starts near that, at small random.
+    W_up starts at zero, so the LM starts as it was; Lin et al. (2020), the adapter of Table 2, draw it small.
     """
 
     def __init__(self, n_embd: int, bottleneck: int):
@@ -35,12 +35,12 @@ class Adapter(nn.Module):
         nn.init.zeros_(self.up.bias)
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
-        # Sec. 5.2: h + W_up relu(W_down LN(h)), of the block's output h (B, T, C)
+        # Sec. 5.2: h + W_up relu(W_down LN(h)), h the block's output (B, T, C)
         return h + self.up(F.relu(self.down(self.ln(h))))
 
 
 class LoRA(nn.Module):
-    """A change of low rank to a linear map W x + b: W + B A. Its usual factor alpha / rank is 1 here."""
+    """Hu et al. (2021): a linear map becomes (W + B A) x + b. Their factor alpha / rank is 1 here."""
 
     def __init__(self, n_in: int, n_out: int, rank: int):
         super().__init__()
@@ -76,7 +76,8 @@ def make_theta(
 def choose_modules(lm, method: str, bottleneck: int) -> nn.Module:
     """The modules of the LM that train; for "adapter" and "lora", new ones that are put around its own.
 
-    "top2" is the last two blocks and what normalises them; in BART, the decoder's last two layers.
+    "top2" is the last two blocks and what normalises them; in BART, the decoder's last two layers. "lora" is
+    around the maps to queries and values, in BART of all its attentions; in GPT-2 keys are of the same map.
     """
     if method == "full":
         return lm
@@ -86,7 +87,7 @@ def choose_modules(lm, method: str, bottleneck: int) -> nn.Module:
     if method == "adapter":
         hosts = [module for module in lm.modules() if isinstance(module, Block | Layer)]
         return attach(hosts, [Adapter(n_embd, bottleneck) for _ in hosts])
-    ends = (".c_attn", ".q_proj", ".v_proj")  # GPT-2's queries, keys and values are one map
+    ends = (".c_attn", ".q_proj", ".v_proj")
     hosts = [module for name, module in lm.named_modules() if name.endswith(ends)]
     return attach(hosts, [LoRA(n_embd, len(host.bias), bottleneck) for host in hosts])
 

@@ -1,5 +1,7 @@
 """The settings: presets, what lies on top of them, and what is refused."""
 
+import dataclasses
+
 import pytest
 
 from minprefix.config import Config, parse_config
@@ -29,6 +31,9 @@ def test_the_default_model_and_place_follow_the_data_set():
     assert parse_config([]).model == "weights/gpt2-mini"
     config = parse_config(["dataset=xsum"])
     assert (config.model, config.out) == ("weights/bart-mini", "xsum.pt")
+    for dataset in ("xsum-within-news", "bbc"):
+        other = parse_config([f"dataset={dataset}"])
+        assert other == dataclasses.replace(config, dataset=dataset, out=f"{dataset}.pt")
     assert parse_config(["dataset=xsum", "model=weights/gpt2-mini"]).model == "weights/gpt2-mini"
 
 
