@@ -136,6 +136,8 @@ def test_a_transplant_writes_what_gpt2_adds():
         torch.testing.assert_close(layer.self_attn(normal, k, v, mask), added / before)
         added = start.h[0].mlp(start.h[0].ln_2(x))
         torch.testing.assert_close(layer.fc2(layer.activation(layer.fc1(normal))), added / middle)
+    layer = lm.decoder.layers[1]
+    assert torch.equal(layer.encoder_attn.v_proj.weight, layer.self_attn.v_proj.weight)
     assert torch.equal(lm.shared.weight[4], start.wte.weight[1] * (0.02 / start.wte.weight.std()))
 
 

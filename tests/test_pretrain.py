@@ -176,6 +176,8 @@ def test_batches_go_through_the_data_in_order_and_grow_longer():
     config, data = pretrain.parse(TINY), np.arange(5000, dtype=np.uint16)
     early, late = (pretrain.read_batch(data, step, 12, config) for step in (8, 9))
     assert early.shape == (16, 17) and late.shape == (8, 33)
+    config = pretrain.parse([*TINY, "warm=0.5"])
+    assert [pretrain.read_batch(data, step, 12, config).shape[1] for step in (0, 5, 6, 9)] == [5, 5, 17, 33]
     assert early[:, :-1].flatten().tolist() == list(range(8 * 256, 9 * 256))
     assert late[:, 1:].flatten().tolist() == list(range(9 * 256 + 1, 10 * 256 + 1))
 

@@ -55,7 +55,10 @@ class Config:
     n_layer: int = 6  # for bart: in the encoder, and as many in the decoder
     n_head: int = 4
     batch: int = 4096  # tokens a step
-    short: float = 0.75  # this share of the tokens is read in sequences of half the positions
+    warm: float = 0.0  # this share of the tokens is read in sequences of an eighth of the positions,
+    short: float = (
+        0.75  # then up to this share in sequences of half of them: attention is learnt faster there
+    )
     lr_matrix: float = 3e-3  # Muon: the matrices of the blocks
     lr_rest: float = 2e-3  # AdamW: embeddings and vectors
     warmup: int = 100  # steps, at most a tenth of the run
@@ -245,7 +248,8 @@ def prepare_data(config: Config) -> None:
 
 def read_batch(data: np.ndarray, step: int, total: int, config: Config) -> Tensor:
     """ids (B, T+1) of a step; neighbouring rows share a token, which one predicts and the next reads."""
-    length = config.n_positions // 2 if step < config.short * total else config.n_positions
+    part = 8 if step < config.warm * total else 2 if step < config.short * total else 1
+    length = config.n_positions // part
     rows = np.arange(0, config.batch, length)[:, None] + np.arange(length + 1)
     return torch.from_numpy(data[(step * config.batch + rows) % len(data)].astype(np.int64))
 

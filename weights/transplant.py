@@ -2,7 +2,8 @@
 
 GPT-2 adds to a stream that grows and normalises what each part reads; BART normalises the stream itself. A
 block's maps can move all the same: they read normalised input on both sides, and what they write is divided
-by the size that GPT-2's stream has there. Attention to the source has no counterpart and starts at random.
+by the size that GPT-2's stream has there. Attention to the source begins as attention to the past: to GPT-2 a
+source is just that, and from its past it has learnt to copy.
 """
 
 import torch
@@ -32,7 +33,8 @@ def transplant(start: GPT2, lm: BART, ids: Tensor) -> None:
         positions.copy_(start.wpe.weight[: len(positions)] * factor)
         for layer, i in zip(stack.layers, chosen):
             before_attention, before_mlp = sizes[i]
-            move_attention(start.h[i].attn, start.h[i].ln_1, layer.self_attn, before_attention)
+            for attention in [layer.self_attn, *([layer.encoder_attn] if stack.is_decoder else [])]:
+                move_attention(start.h[i].attn, start.h[i].ln_1, attention, before_attention)
             move_mlp(start.h[i], layer, before_mlp)
 
 
