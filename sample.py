@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,12 +18,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from minprefix.config import DECODING, Config
-from minprefix.data import Record, find_files, linearise_mr, linearise_record, pick, read_split
+from minprefix.data import find_files, pick, read_split
 from minprefix.errors import InputError
 from minprefix.generate import check_base, check_rows
 from minprefix.hub import load_lm
 from minprefix.methods import apply_tensors
 from minprefix.prefix import SavedPrefix
+from minprefix.readers import Record, linearise_mr, linearise_record
 from minprefix.store import load_prefix, write_atomically
 from minprefix.texts import encode_source, generate_texts
 
@@ -56,7 +58,8 @@ def main(arguments: list[str]) -> None:
     prefixes = [load_prefix(path) for path in args.prefix]
     if args.output and Path(args.output).exists():
         raise InputError(f"--output {args.output} exists and is not overwritten: give another name")
-    records = read_input(args.input) if args.input else choose_records(args, prefixes[0])
+    dataset = prefixes[0].config.get("dataset", "e2e")
+    records = read_input(args.input, dataset) if args.input else choose_records(args, prefixes[0])
     lm, tokenizer = load_lm(args.model or prefixes[0].base["name"], device=args.device)
     options = choose_options(args, prefixes[0])
     rows = prepare_prefixes(lm, prefixes)
@@ -71,7 +74,7 @@ def main(arguments: list[str]) -> None:
     for line in answers:
         show(line)
     if not args.input and sys.stdin and sys.stdin.isatty() and sys.stdout.isatty():
-        talk(args, lm, tokenizer, rows, options)
+        talk(args, lm, tokenizer, rows, options, dataset)
 
 
 def prepare_prefixes(lm, prefixes: list[SavedPrefix]) -> list[SavedPrefix | None]:
@@ -109,12 +112,13 @@ def write_lines(path: Path, lines: Iterator[str]) -> None:
         file.writelines(lines)
 
 
-def talk(args, lm, tokenizer, rows: list, options: dict) -> None:
+def talk(args, lm, tokenizer, rows: list, options: dict, dataset: str) -> None:
     """Describes what is typed until an empty line or the end of the input."""
-    print("Type a record, such as  name : Blue Lantern | food : Indian | area : riverside  (empty: stop)")
+    example = "name : Blue Lantern | food : Indian | area : riverside"
+    print(f"Type a record, such as  {example if dataset == 'e2e' else 'those above'}  (empty: stop)")
     while text := read_line():
         try:
-            for line in answer(args, lm, tokenizer, [Record(parse_line(text), ())], rows, options):
+            for line in answer(args, lm, tokenizer, [Record(parse_line(text, dataset), ())], rows, options):
                 show(line)
         except InputError as error:
             print(f"{error}\n")
@@ -138,13 +142,13 @@ def choose_records(args, prefix: SavedPrefix) -> list[Record]:
     return pick(read_split(files, "test"), args.records)
 
 
-def read_input(name: str) -> list[Record]:
+def read_input(name: str, dataset: str = "e2e") -> list[Record]:
     """Records from a .csv, a .json or lines of text, MRs or JSON objects; InputError names the place."""
     text = read_text(name)
     if name.lower().endswith(".csv"):
         rows = enumerate(csv.DictReader(io.StringIO(text, newline="")), 2)
         sources = [parse_at(f"--input {name}, line {number}", parse_row, row) for number, row in rows]
-    elif text.lstrip().startswith("[") or name.lower().endswith(".json"):
+    elif name.lower().endswith(".json") or re.match(r"\s*\[\s*[[{]", text):
         rows = enumerate(parse_at(f"--input {name}", parse_list, text), 1)
         sources = [
             parse_at(f"--input {name}, record {number}", linearise_record, row) for number, row in rows
@@ -152,7 +156,9 @@ def read_input(name: str) -> list[Record]:
     else:
         lines = enumerate(text.split("\n"), 1)
         sources = [
-            parse_at(f"--input {name}, line {i}", parse_line, s.strip()) for i, s in lines if s.strip()
+            parse_at(f"--input {name}, line {i}", parse_line, s.strip(), dataset)
+            for i, s in lines
+            if s.strip()
         ]
     if not sources:
         raise InputError(f"--input {name} is empty: write one record a line")
@@ -167,9 +173,9 @@ def read_text(name: str) -> str:
         raise InputError(f"--input {name} cannot be read ({error}): give a UTF-8 file") from None
 
 
-def parse_at(place: str, parse, item) -> str | list:
+def parse_at(place: str, parse, *items) -> str | list:
     try:
-        return parse(item)
+        return parse(*items)
     except InputError as error:
         raise InputError(f"{place}: {error}") from None
 
@@ -190,7 +196,7 @@ def parse_row(row: dict) -> str:
     return linearise_record(given)
 
 
-def parse_line(line: str) -> str:
+def parse_line(line: str, dataset: str) -> str:
     """A source from a JSON object, from E2E's key[value], ... or as it stands."""
     if line.startswith("{"):
         return linearise_record(parse_json(line))
@@ -198,7 +204,7 @@ def parse_line(line: str) -> str:
         line.encode("utf-8")
     except UnicodeEncodeError:
         raise InputError("the text is not valid Unicode (it has half a character): write it anew") from None
-    return linearise_mr(line) if "[" in line else line
+    return linearise_mr(line) if dataset == "e2e" and "[" in line else line
 
 
 def parse_json(text: str) -> object:

@@ -1,6 +1,7 @@
 """data.py: where files come from, what is read from them, and how records become batches."""
 
 import csv
+import dataclasses
 import functools
 import gzip
 import hashlib
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from minprefix import data
+from minprefix import data, readers
 from minprefix.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,7 +35,7 @@ def write(folder: Path, content: str | bytes, name: str = "train.csv") -> Path:
 
 def test_linearise_mr_literally():
     mr = "name[Blue Spice], eatType[coffee shop], area[city centre]"
-    assert data.linearise_mr(mr) == "name : Blue Spice | Type : coffee shop | area : city centre"
+    assert readers.linearise_mr(mr) == "name : Blue Spice | Type : coffee shop | area : city centre"
 
 
 def test_linearise_mr_all_keys_in_given_order_with_commas_and_pounds():
@@ -42,7 +43,7 @@ def test_linearise_mr_all_keys_in_given_order_with_commas_and_pounds():
         "near[Café Adriatic], name[Ham, Eggs & Co], eatType[pub], food[Fast food], priceRange[more than £30],"
         " customer rating[5 out of 5], area[riverside], familyFriendly[yes]"
     )
-    assert data.linearise_mr(mr) == (
+    assert readers.linearise_mr(mr) == (
         "near : Café Adriatic | name : Ham, Eggs & Co | Type : pub | food : Fast food"
         " | price : more than £30 | customer rating : 5 out of 5 | area : riverside | family friendly : yes"
     )
@@ -64,7 +65,7 @@ def test_linearise_mr_all_keys_in_given_order_with_commas_and_pounds():
 )
 def test_malformed_mr_is_refused(mr):
     with pytest.raises(InputError, match="malformed record"):
-        data.linearise_mr(mr)
+        readers.linearise_mr(mr)
 
 
 def test_linearise_record_takes_both_spellings_and_leaves_out_empty_values():
@@ -76,8 +77,8 @@ def test_linearise_record_takes_both_spellings_and_leaves_out_empty_values():
         "near": " The\nMill ",
     }
     ours = {"name": "Blue Spice", "Type": "pub", "near": "The Mill"}
-    assert data.linearise_record(official) == data.linearise_record(ours)
-    assert data.linearise_record(ours) == "name : Blue Spice | Type : pub | near : The Mill"
+    assert readers.linearise_record(official) == readers.linearise_record(ours)
+    assert readers.linearise_record(ours) == "name : Blue Spice | Type : pub | near : The Mill"
 
 
 @pytest.mark.parametrize(
@@ -94,12 +95,12 @@ def test_linearise_record_takes_both_spellings_and_leaves_out_empty_values():
 )
 def test_linearise_record_refuses(record, message):
     with pytest.raises(InputError, match=message):
-        data.linearise_record(record)
+        readers.linearise_record(record)
 
 
 def test_read_e2e_groups_in_order_of_first_appearance(tmp_path):
     rows = "name[B],b one\nname[A],a one\nname[B],b  two \nname[A],a one\n"
-    assert data.read_e2e(write(tmp_path, HEADER + rows)) == [
+    assert readers.read_e2e(write(tmp_path, HEADER + rows)) == [
         data.Record("name : B", ("b one", "b two")),
         data.Record("name : A", ("a one", "a one")),
     ]
@@ -120,7 +121,7 @@ def test_read_e2e_groups_in_order_of_first_appearance(tmp_path):
     ids=["bom", "crlf", "line break in quotes", "quoted header", "blank lines at the end"],
 )
 def test_read_e2e_variants(tmp_path, content):
-    assert data.read_e2e(write(tmp_path, content)) == [data.Record(LINE, ("Blue Spice is by the river.",))]
+    assert readers.read_e2e(write(tmp_path, content)) == [data.Record(LINE, ("Blue Spice is by the river.",))]
 
 
 @pytest.mark.parametrize(
@@ -140,7 +141,7 @@ def test_read_e2e_variants(tmp_path, content):
 def test_read_e2e_errors_name_file_and_line(tmp_path, content, message):
     path = write(tmp_path, content)
     with pytest.raises(InputError, match=message) as error:
-        data.read_e2e(path)
+        readers.read_e2e(path)
     assert str(path) in str(error.value)
 
 
@@ -148,10 +149,14 @@ def test_damaged_gzip_is_refused(tmp_path):
     whole = gzip.compress((HEADER + ROW).encode())
     for content in (whole[:-9], b"no gzip at all", whole[:20] + b"\xff" * 8 + whole[28:]):
         with pytest.raises(InputError, match="is the file whole"):
-            data.read_e2e(write(tmp_path, content, "train.csv.gz"))
+            readers.read_e2e(write(tmp_path, content, "train.csv.gz"))
 
 
 # Finding
+
+
+def change_e2e(monkeypatch, **fields) -> None:
+    monkeypatch.setitem(data.DATASETS, "e2e", dataclasses.replace(data.DATASETS["e2e"], **fields))
 
 
 @pytest.fixture(autouse=True)
@@ -162,7 +167,7 @@ def home(tmp_path, monkeypatch):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/"
-    monkeypatch.setitem(data.URLS, "e2e", url)
+    change_e2e(monkeypatch, url=url)
     return tmp_path / "home" / "e2e"
 
 
@@ -254,16 +259,13 @@ class Site(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def site(monkeypatch):
     """A local site with a small "official" data set."""
-    files = {name: (HEADER + ROW + f"name[{name}],a\n").encode() for name, _ in data.OFFICIAL["e2e"].values()}
+    names = [official for official, *_ in data.DATASETS["e2e"].names]
+    files = {name: (HEADER + ROW + f"name[{name}],a\n").encode() for name in names}
     handler = type("Handler", (Site,), {"files": files, "asked": []})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    monkeypatch.setitem(data.URLS, "e2e", f"http://127.0.0.1:{server.server_port}/")
-    official = {
-        split: (name, hashlib.sha256(files[name]).hexdigest())
-        for split, (name, _) in data.OFFICIAL["e2e"].items()
-    }
-    monkeypatch.setitem(data.OFFICIAL, "e2e", official)
+    digests = tuple(hashlib.sha256(files[name]).hexdigest() for name in names)
+    change_e2e(monkeypatch, url=f"http://127.0.0.1:{server.server_port}/", digests=digests)
     yield handler
     server.shutdown()
     server.server_close()
