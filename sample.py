@@ -148,7 +148,7 @@ def read_input(name: str, dataset: str = "e2e") -> list[Record]:
     if name.lower().endswith(".csv"):
         rows = enumerate(csv.DictReader(io.StringIO(text, newline="")), 2)
         sources = [parse_at(f"--input {name}, line {number}", parse_row, row) for number, row in rows]
-    elif name.lower().endswith(".json") or re.match(r"\s*\[\s*[[{]", text):
+    elif name.lower().endswith(".json") or re.match(r"\s*\[\s*[\[{]", text):
         rows = enumerate(parse_at(f"--input {name}", parse_list, text), 1)
         sources = [
             parse_at(f"--input {name}, record {number}", linearise_record, row) for number, row in rows
