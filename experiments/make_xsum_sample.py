@@ -3,9 +3,9 @@
     python experiments/make_xsum_sample.py [FOLDER]
 
 The same articles every time, in the form of the compact XSum files (JSON lines with document, summary and
-topic). An article is of a kind (a football match, a storm, ...): its facts are drawn, then said in three to six
-sentences. As in XSum the summary is no sentence of the article. No name of a person, town or firm in the dev
-and test files is in the training file, so that a model has to copy it from the article.
+topic). An article is of a kind (a football match, a storm, ...): its facts are drawn, then said in three to
+six sentences. As in XSum the summary is no sentence of the article. No name of a person, town or firm in the
+dev and test files is in the training file, so that a model has to copy it from the article.
 """
 
 import gzip
@@ -47,8 +47,8 @@ DAYS = str.split("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
 MONTHS = str.split("January February March April May June July August September October November December")
 NUMBERS = str.split("two three four five six seven eight nine ten")
 
-# kind -> section, facts to draw, summaries, and the article's sentences: the first two are always there, one to
-# four of the others follow, each said in one of its ways. {town} and the like are the facts.
+# kind -> section, facts to draw, summaries, and the article's sentences: the first two are always there, one
+# to four of the others follow, each said in one of its ways. {town} and the like are the facts.
 KINDS = {
     "match": (
         "sport/football",
