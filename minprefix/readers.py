@@ -112,7 +112,7 @@ def read_news_to_sports(path: Path, split: str) -> list[Record]:
 
 def read_within_news(path: Path, split: str) -> list[Record]:
     """XSum's second extrapolation set (Sec. 6.4): trained on UK, world and business news, tested on the other
-    sections of the news. Only records with their url can be in it."""
+    sections of the news. A record whose section is not known is in neither."""
     return read_xsum(
         path, r"news/(?!(uk|world|business)$)." if split == "test" else r"news/(uk|world|business)$"
     )
