@@ -171,18 +171,14 @@ def score(
 ) -> dict:
     """What the official script of a data set reports, as {name: figure}; where there are several groups, also
     "groups": the same for each, scored as a test set of its own."""
-    prepare, limit, metrics = OFFICIAL[dataset]
+    prepare, limit, metrics = OFFICIAL[dataset.partition("-")[0]]
     references = [[prepare(text) for text in texts[:limit]] for texts in _check(outputs, references)]
     rows = list(zip(map(prepare, outputs), references))
-    parts = {
-        group: [row for row, other in zip(rows, groups) if other == group] for group in sorted(set(groups))
-    }
     figures = _apply(metrics, rows)
-    return (
-        figures | {"groups": {group: _apply(metrics, part) for group, part in parts.items()}}
-        if parts
-        else figures
-    )
+    if len(set(groups)) > 1:
+        parts = {name: [row for row, group in zip(rows, groups) if group == name] for name in set(groups)}
+        figures["groups"] = {name: _apply(metrics, parts[name]) for name in sorted(parts)}
+    return figures
 
 
 def _apply(metrics: Sequence[Callable], rows: list[tuple[str, list[str]]]) -> dict:
