@@ -73,7 +73,10 @@ def read_samples(lines: list[str], name: str) -> dict[str, tuple[list[str], list
             continue
         try:
             row = json.loads(line)
-            record = Record(row.get("source", ""), tuple(row["references"]), row.get("group", ""))
+            references = row["references"]
+            if not isinstance(references, list):
+                raise TypeError("references must be a list")
+            record = Record(row.get("source", ""), tuple(references), row.get("group", ""))
             texts, records = runs.setdefault(row.get("prefix", name), ([], []))
             texts.append(row["text"].strip())
         except (ValueError, TypeError, KeyError, AttributeError) as error:

@@ -35,8 +35,8 @@ ALL = (bleu, nist, rouge_l, cider, ter, rouge)
 
 @pytest.fixture(scope="module")
 def left_out() -> tuple[list[str], list[list[str]]]:
-    """Real texts (the bundled sample's where there are none): the first reference of a record of E2E's dev set
-    as its output, the others, from 1 to 42, as its references."""
+    """Real texts (the bundled sample's where there are none): the first reference of a record of E2E's dev
+    set as its output, the others, from 1 to 42, as its references."""
     files = find_files("e2e", "auto" if os.environ.get("MINPREFIX_DATA") else "sample")
     records = [record for record in read_split(files, "dev") if len(record.references) > 1]
     texts = [record.references for record in pick(records, 150)]
@@ -152,7 +152,7 @@ def reference_nist(outputs, references) -> float:
 
 
 def test_rouge_l_by_hand():
-    # Best precision 2 / 2 ("a c" in the first), best recall 1 / 1 (all of the second), though neither has both.
+    # Best precision 2 / 2 ("a c" in the first), best recall 1 / 1 (all of the second): no reference has both.
     assert rouge_l(["a c"], [["a b c", "c"]]) == {"ROUGE-L (COCO)": pytest.approx(100)}
     # p = 2 / 4, r = 2 / 3; an empty output counts as 0.
     f = (1 + 1.44) * (2 / 4) * (2 / 3) / (2 / 3 + 1.44 * 2 / 4)
@@ -171,8 +171,8 @@ def test_longest_common_subsequence_against_the_table():
 
 
 def test_cider_by_hand():
-    # Two records, every word in one of them: idf log 2 throughout. The first output is its reference: cosine 1
-    # for n = 1 and 2, none for 3 and 4. The second shares 1 word of 2 (cosine 1 / 2) and is as long.
+    # Two records, every word in one of them: idf log 2 throughout. The first output is its reference: cosine
+    # 1 for n = 1 and 2, none for 3 and 4. The second shares 1 word of 2 (cosine 1 / 2) and is as long.
     assert cider(["a b", "c x"], [["a b"], ["c d"]]) == {"CIDEr": pytest.approx(10 * (2 + 0.5) / 4 / 2)}
     assert cider(["a b"], [["a b"]]) == {"CIDEr": 0}
 
@@ -184,7 +184,7 @@ def test_ter_by_hand():
 
 
 def test_rouge_is_the_mean_of_rouge_score_and_its_interval_is_plausible(left_out):
-    outputs, references = left_out[0][:60], [texts[:2] for texts in left_out[1][:60]]
+    outputs, references = left_out[0][:40], [texts[:2] for texts in left_out[1][:40]]
     figures = rouge(outputs, references)
     assert figures == rouge(outputs, references)
     assert figures != rouge(outputs, references, seed=1)
