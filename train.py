@@ -24,7 +24,8 @@ from minprefix.errors import InputError, first_line
 from minprefix.generate import check_length
 from minprefix.hub import load_lm
 from minprefix.methods import PREFIXES, collapse, compute_sites, make_theta, target_loss
-from minprefix.metrics import bleu
+from minprefix.metrics import score
+from minprefix.readers import UNSEEN
 from minprefix.store import load_prefix, read_pt, save_prefix, write_atomically, write_pt
 from minprefix.texts import encode_source, encode_target, generate_texts
 
@@ -135,8 +136,12 @@ def evaluate(config: Config, lm, tokenizer, files, saved, split: str = "test") -
 
 
 def score_texts(dataset: str, texts: list[str], records: list) -> dict:
-    """The figures of a data set's texts, and how many texts there are."""
-    return bleu(texts, [record.references for record in records]) | {"records": len(records)}
+    """What the data set's official script reports, for WebNLG also of seen and unseen categories."""
+    is_webnlg = dataset == "webnlg"
+    groups = ["unseen" if record.group in UNSEEN else "seen" for record in records] if is_webnlg else ()
+    task = "xsum" if dataset == "bbc" else dataset
+    figures = score(task, texts, [record.references for record in records], groups)
+    return figures | {"records": len(records)}
 
 
 def report(files, metrics: dict, described: list) -> None:
@@ -144,9 +149,12 @@ def report(files, metrics: dict, described: list) -> None:
         source = textwrap.shorten(record.source, 500, placeholder=" ...")  # an article has thousands
         print(f"\nrecord     {source}\ntext       {text}\nreference  {record.references[0]}")
     print(f"\n{metrics['records']} test records, {files.origin}")
-    for name, figure in metrics.items():
-        if isinstance(figure, float):
-            print(f"  {name:<16} {figure:8.2f}")
+    for group, figures in {"": metrics, **metrics.get("groups", {})}.items():
+        for name, figure in figures.items():
+            if isinstance(figure, float):
+                print(f"  {group:<8}{name:<16} {figure:8.2f}")
+    if reason := metrics.get("METEOR missing"):
+        print(f"  METEOR n/a: {reason}")
 
 
 def check_lengths(config: Config, lm, tokenizer, files, encoded: list) -> None:
