@@ -97,7 +97,7 @@ def answer(args, lm, tokenizer, records: list[Record], rows: list, options: dict
         texts = generate_texts(lm, tokenizer, sources, batch_rows, options)
         for (record, name, _), text in zip(batch, texts):
             line = {"source": record.source, "prefix": name, "text": text}
-            yield line | {"references": list(record.references)}
+            yield line | {"references": list(record.references), "group": record.group}
 
 
 def show(line: dict) -> None:

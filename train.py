@@ -153,8 +153,6 @@ def report(files, metrics: dict, described: list) -> None:
         for name, figure in figures.items():
             if isinstance(figure, float):
                 print(f"  {group:<8}{name:<16} {figure:8.2f}")
-    if reason := metrics.get("METEOR missing"):
-        print(f"  METEOR n/a: {reason}")
 
 
 def check_lengths(config: Config, lm, tokenizer, files, encoded: list) -> None:

@@ -11,13 +11,11 @@ import re
 import sys
 from pathlib import Path
 
-from minprefix.data import Record, find_files, read_split
+from minprefix.data import find_files, read_split
 from minprefix.errors import InputError
 from minprefix.metrics import OFFICIAL, score
+from minprefix.readers import UNSEEN, Record
 from minprefix.store import write_atomically
-
-# WebNLG's categories that only its test set has
-UNSEEN = {"Artist", "Athlete", "CelestialBody", "MeanOfTransportation", "Politician"}
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
@@ -112,7 +110,7 @@ def score_records(dataset: str, texts: list[str], records: list[Record]) -> dict
     groups = [record.group for record in records]
     if dataset == "webnlg" and any(groups):
         groups = ["unseen" if group in UNSEEN else "seen" for group in groups]
-    return score(dataset, texts, [record.references for record in records], groups)
+    return score(dataset, texts, [record.references for record in records], groups, with_meteor=True)
 
 
 def show(name: str, count: int, figures: dict) -> None:

@@ -167,11 +167,17 @@ OFFICIAL = {
 
 
 def score(
-    dataset: str, outputs: list[str], references: list[Sequence[str]], groups: Sequence[str] = ()
+    dataset: str,
+    outputs: list[str],
+    references: list[Sequence[str]],
+    groups: Sequence[str] = (),
+    with_meteor: bool = False,
 ) -> dict:
     """What the official script of a data set reports, as {name: figure}; where there are several groups, also
-    "groups": the same for each, scored as a test set of its own."""
+    "groups": the same for each, scored as a test set of its own. METEOR takes Java and half a minute."""
     prepare, limit, metrics = OFFICIAL[dataset.partition("-")[0]]
+    if not with_meteor:
+        metrics = [metric for metric in metrics if getattr(metric, "func", metric) is not meteor]
     references = [[prepare(text) for text in texts[:limit]] for texts in _check(outputs, references)]
     rows = list(zip(map(prepare, outputs), references))
     figures = _apply(metrics, rows)
