@@ -24,7 +24,7 @@ IGNORED = -100  # F.cross_entropy's mark for positions outside Y_idx
 class Adapter(nn.Module):
     """A small residual MLP behind each block; in BART, behind each layer of both stacks.
 
-    W_up starts at zero, so the LM starts as it was; Lin et al. (2020), the adapter of Table 2, draw it small.
+    W_up starts at zero, so the LM starts as it was.
     """
 
     def __init__(self, n_embd: int, bottleneck: int):
