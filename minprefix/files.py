@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import http.client
+import io
 import tarfile
 import urllib.request
 import zlib
@@ -22,13 +23,15 @@ def read_members(path: Path) -> dict[str, bytes]:
         if path.is_dir():
             files = path.rglob("*.xml")
             members = {file.relative_to(path.parent).as_posix(): file.read_bytes() for file in files}
-        elif ".tar" in path.suffixes:
-            with tarfile.open(path) as tar:
-                files = (file for file in tar if file.isfile() and file.name.endswith(".xml"))
-                members = {file.name: tar.extractfile(file).read() for file in files}
         else:
             content = path.read_bytes()
             members = {path.name: gzip.decompress(content) if path.suffix == ".gz" else content}
+        if (
+            ".tar" in path.suffixes and path.is_file()
+        ):  # unpacked before, because tarfile does not check gzip's end
+            with tarfile.open(fileobj=io.BytesIO(members.pop(path.name))) as tar:
+                files = (file for file in tar if file.isfile() and file.name.endswith(".xml"))
+                members = {file.name: tar.extractfile(file).read() for file in files}
     except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
         raise InputError(f"cannot read {path} ({error}); is the file whole?") from error
     return dict(sorted(members.items()))
