@@ -26,9 +26,8 @@ def read_members(path: Path) -> dict[str, bytes]:
         else:
             content = path.read_bytes()
             members = {path.name: gzip.decompress(content) if path.suffix == ".gz" else content}
-        if (
-            ".tar" in path.suffixes and path.is_file()
-        ):  # unpacked before, because tarfile does not check gzip's end
+        # gzip comes first, because tarfile never reads as far as its checksum
+        if ".tar" in path.suffixes and path.is_file():
             with tarfile.open(fileobj=io.BytesIO(members.pop(path.name))) as tar:
                 files = (file for file in tar if file.isfile() and file.name.endswith(".xml"))
                 members = {file.name: tar.extractfile(file).read() for file in files}
