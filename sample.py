@@ -1,8 +1,8 @@
 """Read what a prefix makes the model write: python sample.py --prefix e2e.pt
 
 Without --input it describes records of the test set that the prefix was trained for, and on a terminal it
-then asks for more. With several --prefix every input is answered with each prefix, all in one batch; the
-decoding settings are those of the first, unless they are given.
+then asks for more. With several --prefix every input is answered with each prefix, all in one batch, or with
+--ensemble by all of them together; the decoding settings are those of the first, unless they are given.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from minprefix.errors import InputError
 from minprefix.generate import check_base, check_rows
 from minprefix.hub import load_lm
 from minprefix.methods import apply_tensors
+from minprefix.peft import from_peft
 from minprefix.prefix import SavedPrefix
 from minprefix.readers import Record, linearise_mr, linearise_record
 from minprefix.store import load_prefix, write_atomically
@@ -33,7 +34,14 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     add = parser.add_argument
-    add("--prefix", action="append", required=True, metavar="FILE", help="of train.py; may be given again")
+    add(
+        "--prefix",
+        action="append",
+        required=True,
+        metavar="FILE",
+        help="of train.py, or a PEFT folder; may be given again",
+    )
+    add("--ensemble", action="store_true", help="one answer of all prefixes: the mean of their distributions")
     add("--model", metavar="NAME", help="the frozen LM, where it is not where the prefix was trained")
     add("--input", metavar="FILE", help="records as lines of text or JSON, or .json, or .csv; - is stdin")
     add("--output", metavar="FILE", help="write JSON lines there instead of text to the terminal")
@@ -55,12 +63,12 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
 
 def main(arguments: list[str]) -> None:
     args = parse_arguments(arguments)
-    prefixes = [load_prefix(path) for path in args.prefix]
+    prefixes = [read_prefix(path) for path in args.prefix]
     if args.output and Path(args.output).exists():
         raise InputError(f"--output {args.output} exists and is not overwritten: give another name")
     dataset = prefixes[0].config.get("dataset", "e2e")
     records = read_input(args.input, dataset) if args.input else choose_records(args, prefixes[0])
-    lm, tokenizer = load_lm(args.model or prefixes[0].base["name"], device=args.device)
+    lm, tokenizer = load_lm(name_model(args, prefixes[0]), device=args.device)
     options = choose_options(args, prefixes[0])
     rows = prepare_prefixes(lm, prefixes)
     sources = [encode_source(lm, tokenizer, record.source, options["max_source"]) for record in records]
@@ -77,6 +85,17 @@ def main(arguments: list[str]) -> None:
         talk(args, lm, tokenizer, rows, options, dataset)
 
 
+def read_prefix(name: str) -> SavedPrefix:
+    """From a file of train.py, or from a folder that PEFT or to_peft wrote."""
+    return from_peft(name) if Path(name).is_dir() else load_prefix(name)
+
+
+def name_model(args, prefix: SavedPrefix) -> str:
+    if not args.model and not prefix.base["name"]:
+        raise InputError(f"{args.prefix[0]} does not name its model: pass --model with the one it is for")
+    return args.model or prefix.base["name"]
+
+
 def prepare_prefixes(lm, prefixes: list[SavedPrefix]) -> list[SavedPrefix | None]:
     """What to hand to generate: tensors change the model instead, and alone."""
     for prefix in prefixes:
@@ -89,12 +108,14 @@ def prepare_prefixes(lm, prefixes: list[SavedPrefix]) -> list[SavedPrefix | None
 
 
 def answer(args, lm, tokenizer, records: list[Record], rows: list, options: dict) -> Iterator[dict]:
-    """For each record and prefix: the source, the prefix's file, its text, and any references."""
-    jobs = [(record, name, prefix) for record in records for name, prefix in zip(args.prefix, rows)]
+    """For each record and prefix, or the ensemble: the source, who answers, the text, and any references."""
+    voices = [("ensemble", None)] if args.ensemble else list(zip(args.prefix, rows))
+    jobs = [(record, name, prefix) for record in records for name, prefix in voices]
     for start in tqdm(range(0, len(jobs), 32), unit="batch", disable=None if args.output else True):
         batch = jobs[start : start + 32]
         sources, batch_rows = [record.source for record, _, _ in batch], [prefix for _, _, prefix in batch]
-        texts = generate_texts(lm, tokenizer, sources, batch_rows, options)
+        answering = rows if args.ensemble else batch_rows
+        texts = generate_texts(lm, tokenizer, sources, answering, options | {"ensemble": args.ensemble})
         for (record, name, _), text in zip(batch, texts):
             line = {"source": record.source, "prefix": name, "text": text}
             yield line | {"references": list(record.references), "group": record.group}

@@ -1,5 +1,6 @@
 """Decoding: greedy, sampling, and beam search with length normalisation as a tree in one row of the cache."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -79,11 +80,13 @@ def generate(
     early_stopping: bool = False,
     seed: int = 0,
     batch_size: int = 32,
+    ensemble: bool = False,
 ) -> list[list[int]]:
     """Continues each source -> its generated ids, EOS cut, in the order of the sources.
 
     sources: GPT-2 continues them as they are, BART encodes them (texts.encode_source adds what either needs).
     prefix: a SavedPrefix for all rows, or a list with one (or None) for each row, of any lengths and methods.
+    ensemble: all prefixes of the list answer every source together, by the mean of their distributions.
     beams=1 is greedy, or draws from softmax(logits / temperature) with sample=True; top_k=0 and top_p=1 cut
     nothing. Hypotheses are ranked by sum log p / |y|^length_penalty (Sec. 5.3), |y| counting the EOS.
     `banned` ids are never generated, nor is an n-gram a second time within y; the first and last token are
@@ -94,14 +97,15 @@ def generate(
     forced = [getattr(lm.config, f"forced_{end}_token_id", None) for end in ("bos", "eos")]  # not in GPT-2
     cuts = (tuple(banned), seed, no_repeat_ngram_size, early_stopping)
     options = Options(beams, *limits, sample, temperature, top_k, top_p, *cuts, *forced)
-    prefixes = list(prefix) if isinstance(prefix, list | tuple) else [prefix] * len(sources)
-    check_rows(lm, sources, prefixes, max_new_tokens)
+    members = assign_prefixes(prefix, len(sources), ensemble)
+    for prefixes in zip(*members):
+        check_rows(lm, sources, prefixes, max_new_tokens)
     generator = torch.Generator(lm.wte.weight.device).manual_seed(seed)
     outputs: list[list[int]] = [[] for _ in sources]
     by_length = sorted(range(len(sources)), key=lambda row: len(sources[row]))
     for start in range(0, len(sources), batch_size):
         rows = by_length[start : start + batch_size]
-        cache, ids = prefill(lm, [sources[row] for row in rows], [prefixes[row] for row in rows])
+        cache, ids = prefill(lm, [sources[row] for row in rows], [members[row] for row in rows])
         cache.in_place = True
         if beams == 1:
             found = decode_tokens(lm, cache, ids, options, generator)
@@ -112,12 +116,22 @@ def generate(
     return outputs
 
 
+def assign_prefixes(prefix, count: int, ensemble: bool) -> list[list]:
+    """The prefixes that answer each of `count` sources: one of its own, or all members of an ensemble."""
+    is_list = isinstance(prefix, list | tuple)
+    if ensemble and not (is_list and prefix):
+        raise InputError("an ensemble needs a list of prefixes: give at least one")
+    if not ensemble and is_list and len(prefix) != count:
+        raise InputError(
+            f"{len(prefix)} prefixes for {count} sources: give one prefix, or one for each source"
+        )
+    if ensemble:
+        return [list(prefix)] * count
+    return [[one] for one in prefix] if is_list else [[prefix]] * count
+
+
 def check_rows(lm, sources: list[list[int]], prefixes: list, max_new_tokens: int) -> None:
     """InputError for the first row that cannot be continued, counted from 1."""
-    if len(prefixes) != len(sources):
-        raise InputError(
-            f"{len(prefixes)} prefixes for {len(sources)} sources: give one prefix, or one for each source"
-        )
     for prefix in {id(prefix): prefix for prefix in prefixes if prefix is not None}.values():
         check_base(prefix, lm)
         if not prefix.sites:
@@ -143,11 +157,13 @@ def check_base(prefix, lm) -> None:
     """InputError if a prefix was trained on another model: its fingerprint or shapes do not fit."""
     widths = lm.site_widths()
     fits = all(P_theta.shape[1] == widths.get(site) for site, P_theta in prefix.sites.items())
-    given, needed = lm.config.fingerprint or "none", prefix.base["fingerprint"] or "none"
-    if not fits or given != needed:
+    given, needed = lm.config.fingerprint, prefix.base["fingerprint"]
+    if not needed:  # a PEFT folder says no more than this
+        fits &= all(getattr(lm.config, key, None) == value for key, value in prefix.base["config"].items())
+    if not fits or needed not in ("", given):
         raise InputError(
-            f"the prefix was trained on {prefix.base['name']!r} (fingerprint {needed}) and does not fit "
-            f"{lm.config.name!r} ({given}): pass --model with the model it was trained on"
+            f"the prefix was trained on {prefix.base['name']!r} (fingerprint {needed or 'unknown'}) and does "
+            f"not fit {lm.config.name!r} ({given or 'none'}): pass --model with the model it was trained on"
         )
     if prefix.positions != lm.positions:
         raise InputError(
@@ -156,12 +172,15 @@ def check_base(prefix, lm) -> None:
         )
 
 
-def prefill(lm, sources: list[list[int]], prefixes: list) -> tuple[Cache, Tensor]:
-    """Reads the sources and their prefixes -> the cache, and the token that each row goes on from (B, 1)."""
+def prefill(lm, sources: list[list[int]], members: list[list]) -> tuple[Cache, Tensor]:
+    """Reads each source with each of its M prefixes -> the cache of these B·M rows, and the token that each
+    source goes on from (B, 1).
+    """
     device = lm.wte.weight.device
     halves = [lm.split(source) for source in sources]
-    x, mask = pad_right([x for x, _ in halves])  # (B, T)
-    cache = lm.read(x.to(device), mask.to(device), gather_prefixes(prefixes))
+    x, mask = pad_right([x for (x, _), prefixes in zip(halves, members) for _ in prefixes])  # (B·M, T)
+    prefixes = gather_prefixes([prefix for prefixes in members for prefix in prefixes])
+    cache = lm.read(x.to(device), mask.to(device), prefixes)
     return cache, torch.tensor([[first] for _, first in halves], device=device)
 
 
@@ -178,6 +197,19 @@ def gather_prefixes(prefixes: list) -> dict[str, tuple[Tensor, Tensor | None]]:
     }
 
 
+def predict(lm, ids: Tensor, cache: Cache) -> Tensor:
+    """Logits (B, T, V) of what follows ids (B, T); of an ensemble, whose M members are adjacent rows of the
+    cache, log-probabilities.
+    """
+    M = len(cache.real) // len(ids)
+    logits = lm.logits(lm.hidden(ids.repeat_interleave(M, 0), cache)).float()  # (B·M, T, V)
+    if M == 1:
+        return logits
+    log_p = logits.log_softmax(-1).unflatten(0, (-1, M))  # (B, M, T, V)
+    # Sec. 8: p(z_{i+1}) = 1/M sum_m p_m(z_{i+1}), the mean of the members' distributions
+    return log_p.logsumexp(1) - math.log(M)
+
+
 def decode_tokens(
     lm, cache: Cache, ids: Tensor, options: Options, generator: torch.Generator
 ) -> list[list[int]]:
@@ -185,13 +217,14 @@ def decode_tokens(
     outputs: list[list[int]] = [[] for _ in ids]
     rows, tokens = torch.arange(len(ids), device=ids.device), ids  # (B, 1 + what is generated)
     for _ in range(options.max_new_tokens):
-        h = lm.hidden(tokens[:, -1:], cache)  # (B, 1, C)
-        logits = constrain(lm.logits(h)[:, 0].float(), tokens, lm.config.eos_token_id, options)  # (B, V)
+        logits = predict(lm, tokens[:, -1:], cache)[:, 0]  # (B, V)
+        logits = constrain(logits, tokens, lm.config.eos_token_id, options)
         ids = draw(logits, options, generator) if options.sample else logits.argmax(-1)[:, None]  # (B, 1)
         tokens = torch.cat((tokens, ids), 1)
         going = ids[:, 0] != lm.config.eos_token_id
         if not going.all():
-            cache, rows, tokens = cache[going], rows[going], tokens[going]
+            cache = cache[going.repeat_interleave(len(cache.real) // len(going))]
+            rows, tokens = rows[going], tokens[going]
         for row, token in zip(rows.tolist(), tokens[:, -1].tolist()):
             outputs[row].append(token)
         if not len(rows):
@@ -200,17 +233,20 @@ def decode_tokens(
 
 
 def search_beams(lm, cache: Cache, ids: Tensor, options: Options) -> list[list[int]]:
-    """The best of K beams for each row: they share the row's prefix and source, a step appends K slots."""
-    B, K, eos = len(ids), options.beams, lm.config.eos_token_id
+    """The best of K beams for each row: they share the row's prefix and source, a step appends K slots.
+
+    The M members of an ensemble are rows of the cache that go through the same beams.
+    """
+    B, K, M, eos = len(ids), options.beams, len(cache.real) // len(ids), lm.config.eos_token_id
     rows = list(range(B))
     finished: list[list[tuple[float, list[int]]]] = [[] for _ in rows]
     tokens = ids[:, None].expand(-1, K, -1)  # (B, K, 1 + length): what y goes on from, and y
     scores = torch.full((B, K), NEVER, device=ids.device)
     scores[:, 0] = 0.0  # one beam exists so far, or all would propose the same
-    h = lm.hidden(ids, cache).expand(-1, K, -1)  # (B, K, C)
+    logits = predict(lm, ids, cache).expand(-1, K, -1)  # (B, K, V)
     cache.branch(K)
     for length in range(1, options.max_new_tokens + 1):
-        log_p = constrain(lm.logits(h).float().log_softmax(-1), tokens, eos, options)  # (B, K, V)
+        log_p = constrain(logits.log_softmax(-1), tokens, eos, options)  # (B, K, V)
         best, parents, token = propose(scores[:, :, None] + log_p, 2 * K)  # (B, 2K), so that K can go on
         grown = torch.cat((tokens.take_along_dim(parents[:, :, None], 1), token[:, :, None]), 2)
         ends = (token == eos) | (length == options.max_new_tokens)
@@ -219,14 +255,15 @@ def search_beams(lm, cache: Cache, ids: Tensor, options: Options) -> list[list[i
             keep_finished(finished[row], K, alpha, candidates, eos)
         scores, running = (best + ends * NEVER).topk(K)  # (B, K)
         tokens = grown.take_along_dim(running[:, :, None], 1)  # (B, K, 1 + length)
-        cache.follow(parents.gather(1, running))
+        cache.follow(parents.gather(1, running).repeat_interleave(M, 0))
         hopes = (scores[:, 0] / alpha).tolist()
         going = [i for i, row in enumerate(rows) if can_improve(finished[row], hopes[i], options)]
         if not going or length == options.max_new_tokens:
             break
         if len(going) < len(rows):
-            cache, scores, tokens, rows = cache[going], scores[going], tokens[going], [rows[i] for i in going]
-        h = lm.hidden(tokens[:, :, -1], cache)  # (B, K, C)
+            cache = cache[[M * i + member for i in going for member in range(M)]]
+            scores, tokens, rows = scores[going], tokens[going], [rows[i] for i in going]
+        logits = predict(lm, tokens[:, :, -1], cache)  # (B, K, V)
     return [hypotheses[0][1] if hypotheses else [] for hypotheses in finished]
 
 

@@ -121,11 +121,11 @@ BART_IDS |= {"forced_bos_token_id": None, "forced_eos_token_id": None}
 def _read_config(folder: Path) -> GPT2Config | BARTConfig:
     path = folder / "config.json"
     given = read_json(path)
-    if _pick(path, given, MODEL_TYPE)["model_type"] == "bart":
+    if pick_keys(path, given, MODEL_TYPE)["model_type"] == "bart":
         Config, keys, ids, n_embd = BARTConfig, BART_KEYS, BART_IDS, "d_model"
     else:
         Config, keys, ids, n_embd = GPT2Config, GPT2_KEYS, GPT2_IDS, "n_embd"
-    config = _pick(path, given, keys)
+    config = pick_keys(path, given, keys)
     for key in [key for key in keys if key.endswith(("n_head", "attention_heads"))]:
         if config[n_embd] % config[key]:
             raise InputError(f"{path}: {n_embd} {config[n_embd]} must be divisible by {key} {config[key]}")
@@ -134,8 +134,8 @@ def _read_config(folder: Path) -> GPT2Config | BARTConfig:
     return Config(**{key: config[key] for key in config if key in Config.__dataclass_fields__})
 
 
-def _pick(path: Path, given: dict, expected: Expected) -> dict:
-    """The values of the expected keys, each what it may be."""
+def pick_keys(path: Path, given: dict, expected: Expected) -> dict:
+    """The values of the expected keys of a JSON file, or InputError if one is not what it may be."""
     config = {key: given.get(key, default) for key, (default, _, _) in expected.items()}
     for key, (_, may_be, in_words) in expected.items():
         if not may_be(config[key]):

@@ -48,12 +48,15 @@ def write_pt(content: dict, path: Path) -> None:
             raise error.__context__ or error from None
 
 
-def save_prefix(obj: SavedPrefix, path: str | Path) -> None:
-    """Writes `obj` as a .pt file, which is read once before it gets its name. InputError if it cannot be."""
+def save_prefix(obj: SavedPrefix, path: str | Path, dtype: torch.dtype | None = None) -> None:
+    """Writes `obj` as a .pt file, which is read once before it gets its name. InputError if it cannot be.
+
+    dtype: of the stored numbers, such as torch.float16 for half the bytes; None leaves them as they are.
+    """
     content = {"format": FORMAT, **vars(obj)}
     for key in ("sites", "tensors"):  # copies, because torch.save writes all of what a slice is a view of
         content[key] = {
-            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+            name: tensor.detach().to("cpu", dtype).clone(memory_format=torch.contiguous_format)
             for name, tensor in content[key].items()
         }
 
@@ -65,13 +68,14 @@ def save_prefix(obj: SavedPrefix, path: str | Path) -> None:
 
 
 def load_prefix(path: str | Path) -> SavedPrefix:
-    """Reads a .pt file; its tensors lie on the CPU. InputError if it is damaged, foreign or holds code."""
+    """Reads a .pt file -> its P_theta as floats, on the CPU. InputError if it is damaged, foreign or code."""
     content = read_pt(Path(path))
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(f"{path} is not a prefix of format {FORMAT}: give a file that train.py wrote")
     content = {key: value for key, value in ({"tensors": {}} | content).items() if key != "format"}
     if wrong := _find_wrong(content):
         raise InputError(f"{path} is a damaged prefix file ({wrong}): train or copy it again")
+    content["sites"] = {site: P_theta.float() for site, P_theta in content["sites"].items()}
     return SavedPrefix(**content)
 
 

@@ -188,7 +188,9 @@ BATCH = [([5, 6, 7], [8, 9, 2]), ([3], [4, 2]), ([9, 8, 7, 6], [9, 9, 9, 9, 2])]
 def make_prefix(seed: int, **lengths: int) -> SavedPrefix:
     generator = torch.Generator().manual_seed(seed)
     sites = {site: torch.randn(n, WIDTHS[site], generator=generator) for site, n in lengths.items()}
-    return SavedPrefix("prefix", sites, "unshifted", {"name": "", "fingerprint": ""}, {}, {}, "")
+    return SavedPrefix(
+        "prefix", sites, "unshifted", {"name": "", "config": {}, "fingerprint": ""}, {}, {}, ""
+    )
 
 
 MIXED = [  # one a row: all sites, none, single ones, other lengths

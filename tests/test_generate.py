@@ -148,7 +148,9 @@ def make_prefix(seed: int, length: int, site: str = "decoder") -> SavedPrefix:
 
 
 def as_prefix(P_theta: torch.Tensor, site: str = "decoder") -> SavedPrefix:
-    return SavedPrefix("prefix", {site: P_theta}, "shifted", {"name": "", "fingerprint": ""}, {}, {}, "")
+    return SavedPrefix(
+        "prefix", {site: P_theta}, "shifted", {"name": "", "config": {}, "fingerprint": ""}, {}, {}, ""
+    )
 
 
 @pytest.mark.parametrize("beams", [1, 4])
@@ -207,7 +209,9 @@ def test_an_empty_source_is_refused():
 
 
 def test_a_prefix_of_another_model_is_refused():
-    foreign = dataclasses.replace(make_prefix(1, 2), base={"name": "theirs", "fingerprint": "abc"})
+    foreign = dataclasses.replace(
+        make_prefix(1, 2), base={"name": "theirs", "config": {}, "fingerprint": "abc"}
+    )
     for prefix in (foreign, as_prefix(torch.randn(2, 64)), dataclasses.replace(foreign, sites={})):
         with pytest.raises(InputError, match="pass --model"):
             generate(make_gpt2(), [[1]], prefix)

@@ -714,3 +714,16 @@ def test_a_read_only_folder_is_named(tmp_path):
         )
     finally:
         tmp_path.chmod(0o700)
+
+
+def test_half_precision_takes_half_the_bytes_and_comes_back_as_floats(tmp_path):
+    P_theta = torch.randn(50, 512)
+    for name, dtype in (("whole.pt", None), ("half.pt", torch.float16)):
+        save_prefix(make_prefix(sites={"decoder": P_theta}), tmp_path / name, dtype)
+    sizes = [(tmp_path / name).stat().st_size for name in ("whole.pt", "half.pt")]
+    assert sizes[0] - sizes[1] == 2 * P_theta.numel()
+    back = load_prefix(tmp_path / "half.pt").sites["decoder"]
+    assert back.dtype == torch.float32 and torch.equal(back, P_theta.half().float())
+    too_large = make_prefix(sites={"decoder": P_theta * 1e5})
+    assert_refused(lambda: save_prefix(too_large, tmp_path / "half.pt", torch.float16), "not finite")
+    assert torch.equal(load_prefix(tmp_path / "half.pt").sites["decoder"], back)
