@@ -159,7 +159,7 @@ def list_methods(scale: Scale) -> list[tuple[str, str, list[str]]]:
 def make_e2e(scale: Scale) -> list[Cell]:
     """Not the paper's: prefix-tuning in its variants against full fine-tuning, at equal time instead of equal
     steps (a step of full costs twice one of prefix)."""
-    if scale is not MINI:
+    if SMALL[0] not in scale.sets["e2e"]:
         return []
     base = ["dataset=e2e", "epochs=5", "batch_size=16", "eval_limit=120", "prefix_len=10"]
     mlp, direct = ["mlp_hidden=512", "max_steps=800"], ["mlp_hidden=0", "max_steps=800"]
@@ -207,13 +207,17 @@ def make_table4(scale: Scale) -> list[Cell]:
 
 
 def make_table5(scale: Scale) -> list[Cell]:
-    return [
+    trained = [
         make_cell(
             scale, "table5", f"{method}-{length}", "e2e", method, [f"prefix_len={length}"], runs=scale.runs
         )
         for method in ("embedding", "infix", "prefix")
         for length in (1, 10, 20)
     ]
+    # A direct prefix starts as the words themselves, and a step of 1e-9 leaves it there.
+    words = ["mlp_hidden=0", "init=Write a sentence about this restaurant:", "prefix_len=10", "max_steps=1"]
+    discrete = make_cell(scale, "table5", "discrete-10", "e2e", "prefix", words)
+    return [replace(discrete, rates=(1e-9,)), *trained]
 
 
 def make_fig3(scale: Scale) -> list[Cell]:

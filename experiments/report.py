@@ -1,10 +1,13 @@
-"""Draws what experiments/e2e.py found: python -m experiments.report (needs the extra `experiments`)
+"""Draws what experiments/run.py found beside the paper's numbers: python -m experiments.report [paper]
 
-Writes experiments/results/e2e.svg: the loss curve of each method at its chosen learning rate, and dev BLEU
-against the learning rate.
+Needs the extra `experiments`. Writes REPORT.md and its pictures to experiments/results/: every table and
+figure that has results, the rest by name, and a verdict for each claim of the paper.
 """
 
-import json
+import statistics
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
@@ -12,37 +15,547 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-RESULTS = Path(__file__).parent / "results"
-LABELS = {
-    "prefix": ("prefix, through the MLP", "#d55e00", "-"),
-    "direct": ("prefix, direct", "#e69f00", "--"),
-    "full": ("full fine-tuning", "#0072b2", "-."),
-    "infix": ("infix", "#009e73", ":"),
-    "embedding": ("embedding-only", "#56565a", (0, (1, 1))),
+from experiments.artefacts import INITS, MINI, PAPER, Scale, choose_runs, make_artefacts, read_runs
+from minprefix.store import write_atomically
+
+E2E = ("BLEU", "NIST", "METEOR", "ROUGE-L (COCO)", "CIDEr")
+WEBNLG = tuple(f"{part}{name}" for name in ("BLEU", "METEOR", "TER") for part in ("seen ", "unseen ", ""))
+DART = ("BLEU", "METEOR", "TER")
+ROUGE = ("ROUGE-1", "ROUGE-2", "ROUGE-L")
+
+# ACL 2021, Table 2, GPT-2 medium; METEOR and TER of WebNLG and DART are given there as fractions.
+TABLE2 = {
+    "e2e-full": "68.8 8.71 46.1 71.1 2.43",
+    "e2e-top2": "68.1 8.59 46.0 70.8 2.41",
+    "e2e-adapter-3": "68.9 8.71 46.1 71.3 2.47",
+    "e2e-adapter-0.1": "66.3 8.41 45.0 69.8 2.40",
+    "e2e-prefix": "70.3 8.82 46.3 72.1 2.46",
+    "webnlg-full": "64.7 26.7 45.7 46 30 38 33 78 54",
+    "webnlg-top2": "53.6 18.9 36.0 38 23 31 49 99 72",
+    "webnlg-adapter-3": "60.5 47.9 54.8 43 38 41 35 46 39",
+    "webnlg-adapter-0.1": "54.5 45.1 50.2 39 36 38 40 46 43",
+    "webnlg-prefix": "62.9 45.3 55.0 44 37 41 35 51 42",
+    "dart-full": "46.2 39 46",
+    "dart-top2": "41.0 34 56",
+    "dart-adapter-3": "45.2 38 46",
+    "dart-adapter-0.1": "42.4 36 48",
+    "dart-prefix": "46.4 38 46",
+}
+# ACL 2021, Tables 3 and 4, BART large: prefix-small is 0.1% there, prefix-large 2%.
+TABLE3 = {
+    "full": "45.14 22.27 37.25",
+    "prefix-large": "43.80 20.93 36.05",
+    "prefix-small": "42.92 20.03 35.05",
+}
+TABLE4 = {
+    "news-to-sports-full": "38.15 15.51 30.26",
+    "news-to-sports-prefix": "39.23 16.74 31.51",
+    "within-news-full": "39.20 16.35 31.15",
+    "within-news-prefix": "39.41 16.87 31.47",
+}
+# ACL 2021, Table 5; its PREFIX is the one of Table 2.
+TABLE5 = {
+    "embedding-1": "48.1 3.33 32.1 60.2 1.10",
+    "embedding-10": "62.2 6.70 38.6 66.4 1.75",
+    "embedding-20": "61.9 7.11 39.3 65.6 1.85",
+    "infix-1": "67.9 8.63 45.8 69.4 2.42",
+    "infix-10": "67.2 8.48 45.8 69.9 2.40",
+    "infix-20": "66.7 8.47 45.8 70.0 2.42",
 }
 
+# Okabe and Ito's colours, which colour-blind people tell apart; the line styles differ as well.
+STYLES = {
+    "prefix": ("#d55e00", "-", "o"),
+    "direct": ("#e69f00", "--", "s"),
+    "full": ("#0072b2", "-.", "^"),
+    "infix": ("#009e73", ":", "v"),
+    "embedding": ("#56565a", (0, (1, 1)), "D"),
+}
+LABELS = {"prefix": "prefix, through the MLP", "direct": "prefix, direct", "full": "full fine-tuning"}
 
-def read_cells(method: str) -> list[dict]:
-    """The method's cells of seed 0, by learning rate."""
-    cells = [json.loads(path.read_text()) for path in (RESULTS / "e2e").glob(f"{method}-*-0.json")]
-    return sorted(cells, key=lambda cell: cell["config"]["lr"])
+TIE = 1.5  # points: independent reruns of the same method differ by so much
+FEWEST = 50  # test records, below which nothing is concluded
+RULES = f"""A comparison is won if ours exceeds what is needed. "Better" needs {TIE} points of BLEU or ROUGE-L
+where one of the sides has fewer than three seeds (independent reruns differ by 1 to {TIE}), else 1 point or
+two standard errors of the difference, whichever is more. "As good" needs more than -{TIE}. A claim holds if
+all its comparisons are won, holds partly if some are, does not hold here if none is. Fewer than {FEWEST} test
+records count as not tested."""
+BRACKETS = """Ours ± the standard deviation over seeds, [the 95% interval over the records of seed 0], (the
+paper's figure, ACL 2021: GPT-2 medium or BART large, all data, full test sets)."""
 
 
-def draw() -> None:
+@dataclass(frozen=True)
+class Comparison:
+    """ours: a difference in points, or a ratio; None where it was not tested. It is won above `needed`."""
+
+    label: str
+    ours: float | None
+    needed: float = 0.0
+    paper: float | None = None
+    ratio: bool = False
+
+
+class Results:
+    """The runs of every cell at the learning rate that dev chose."""
+
+    def __init__(self, scale: Scale):
+        self.artefacts = make_artefacts(scale)
+        self.runs = {
+            (artefact, name): choose_runs(read_runs(cell))
+            for artefact, cells in self.artefacts.items()
+            for name, cell in cells.items()
+        }
+
+    def has(self, artefact: str) -> bool:
+        return any(self.runs[artefact, name] for name in self.artefacts[artefact])
+
+    def values(self, artefact: str, name: str, metric: str) -> list[float]:
+        """One figure a seed; none where the cell or the metric is missing."""
+        found = [read_figure(run["test"], metric) for run in self.runs.get((artefact, name), [])]
+        return [value for value in found if value is not None]
+
+    def conclusive(self, artefact: str, name: str, metric: str) -> list[float]:
+        runs = self.runs.get((artefact, name), [])
+        enough = all(run["test"].get("records", 0) >= FEWEST for run in runs)
+        return self.values(artefact, name, metric) if enough else []
+
+
+def read_figure(test: dict, metric: str) -> float | None:
+    group, _, name = metric.partition(" ")
+    if group in ("seen", "unseen"):
+        return test.get("groups", {}).get(group, {}).get(name)
+    return test.get(metric)
+
+
+def compare(results: Results, label: str, metric: str, good: str, bad: str, paper=None, kind="better"):
+    """The difference in points of two cells, each ARTEFACT/CELL, or of averages over several, joined by +."""
+    sides = []
+    for names in (good, bad):
+        cells = [results.conclusive(*name.split("/", 1), metric) for name in names.split("+")]
+        sides.append([value for values in cells for value in values] if all(cells) else [])
+    if not all(sides):
+        return Comparison(label, None, 0.0, paper)
+    ours = statistics.mean(sides[0]) - statistics.mean(sides[1])
+    if kind == "equal":
+        return Comparison(label, -abs(ours), -TIE, paper)
+    return Comparison(label, ours, -TIE if kind == "as good" else find_noise(*sides), paper)
+
+
+def find_noise(a: list[float], b: list[float]) -> float:
+    if min(len(a), len(b)) < 3:
+        return TIE
+    return max(1.0, 2 * sum(statistics.variance(side) / len(side) for side in (a, b)) ** 0.5)
+
+
+def compare_costs(results: Results, label: str, key: str, needed: float, paper: float | None, more: bool):
+    """How many times as much full fine-tuning needs; `more`: how many times as much prefix-tuning has."""
+    full, prefix = (results.runs["costs", name] for name in ("full", "prefix"))
+    if not full or not prefix:
+        return Comparison(label, None, needed, paper, ratio=True)
+    times = full[0][key] / prefix[0][key]
+    return Comparison(label, 1 / times if more else times, needed, paper, ratio=True)
+
+
+def list_claims(results: Results) -> list[tuple[str, str, list[Comparison]]]:
+    """(claim, where the paper makes it, our comparisons)."""
+
+    def better(label, metric, good, bad, paper=None, kind="better"):
+        return compare(results, label, metric, good, bad, paper, kind)
+
+    words = [name.strip(":") for name in INITS if name != "random"]
+
+    def join(data: str, names: Iterable[str]) -> str:
+        return "+".join(f"fig5/{name}-{data}" for name in names)
+
+    return [
+        (
+            "With all of the data, prefix-tuning is as good as full fine-tuning",
+            "Table 2",
+            [
+                better("E2E, equal steps", "BLEU", "table2/e2e-prefix", "table2/e2e-full", 1.5, "as good"),
+                better("E2E, equal time", "BLEU", "e2e/prefix", "e2e/full", 1.5, "as good"),
+                better("WebNLG", "BLEU", "table2/webnlg-prefix", "table2/webnlg-full", 9.3, "as good"),
+                better("DART", "BLEU", "table2/dart-prefix", "table2/dart-full", 0.2, "as good"),
+            ],
+        ),
+        (
+            "It is better than an adapter of its size",
+            "Table 2",
+            [
+                better("E2E", "BLEU", "table2/e2e-prefix", "table2/e2e-adapter-0.1", 4.0),
+                better("WebNLG", "BLEU", "table2/webnlg-prefix", "table2/webnlg-adapter-0.1", 4.8),
+                better("DART", "BLEU", "table2/dart-prefix", "table2/dart-adapter-0.1", 4.0),
+            ],
+        ),
+        (
+            "It carries over to unseen categories and topics better than full fine-tuning",
+            "Tables 2 and 4",
+            [
+                better("WebNLG", "unseen BLEU", "table2/webnlg-prefix", "table2/webnlg-full", 18.6),
+                *(
+                    better(f"XSum, {part}", "ROUGE-L", f"table4/{part}-prefix", f"table4/{part}-full", paper)
+                    for part, paper in (("news-to-sports", 1.25), ("within-news", 0.32))
+                ),
+            ],
+        ),
+        (
+            "On summaries it is close to full fine-tuning",
+            "Table 3",
+            [better("XSum", "ROUGE-L", "table3/prefix-large", "table3/full", -1.2, "as good")],
+        ),
+        (
+            "Summaries gain from a longer prefix",
+            "Table 3, Fig. 4",
+            [better("XSum, large - small", "ROUGE-L", "table3/prefix-large", "table3/prefix-small", 1.0)],
+        ),
+        (
+            "Embedding-only is less expressive than a prefix, and words less than that",
+            "Table 5",
+            [
+                better("prefix - embedding, 1", "BLEU", "table5/prefix-1", "table5/embedding-1", 22.2),
+                better("prefix - embedding, 10", "BLEU", "table5/prefix-10", "table5/embedding-10", 8.1),
+                better("prefix - embedding, 20", "BLEU", "table5/prefix-20", "table5/embedding-20", 8.4),
+                better("embedding - words, 10", "BLEU", "table5/embedding-10", "table5/discrete-10"),
+            ],
+        ),
+        (
+            "A prefix is better than an infix",
+            "Table 5",
+            [
+                better(f"length {n}", "BLEU", f"table5/prefix-{n}", f"table5/infix-{n}", paper)
+                for n, paper in ((1, 2.4), (10, 3.1), (20, 3.6))
+            ],
+        ),
+        (
+            "With few examples it is better than full fine-tuning",
+            "Fig. 3 (2.9 BLEU on average)",
+            [better(f"n = {n}", "BLEU", f"fig3/prefix-{n}", f"fig3/full-{n}", 2.9) for n in FEW],
+        ),
+        (
+            "A longer prefix helps up to 10, and then no more",
+            "Fig. 4",
+            [
+                better("10 - 1", "BLEU", "fig4/prefix-10", "fig4/prefix-1"),
+                better("10 - 40", "BLEU", "fig4/prefix-10", "fig4/prefix-40", None, "as good"),
+            ],
+        ),
+        (
+            "With few examples, words are a better start than random numbers, and task words the best",
+            "Fig. 5",
+            [
+                better("words - random, n = 100", "BLEU", join("100", words), join("100", ["random"]), 10.0),
+                better("task - unrelated, n = 100", "BLEU", join("100", words[:2]), join("100", words[2:])),
+            ],
+        ),
+        (
+            "With all of the data, the start does not matter",
+            "Sec. 7.4",
+            [better("words - random", "BLEU", join("all", words), join("all", ["random"]), None, "equal")],
+        ),
+        (
+            "It is better than full fine-tuning from 20% of the data on",
+            "Fig. 6",
+            [
+                better(f"{percent}%", "BLEU", f"fig6/prefix-{percent}", f"fig6/full-{percent}")
+                for percent in PERCENT[1:]
+            ],
+        ),
+        (
+            "It costs less",
+            "Sec. 5 (0.1% of the numbers), appendix (0.2 h against 0.3 h an epoch, 18% against 50% of a GPU)",
+            [
+                compare_costs(results, "stored numbers, full / prefix", "stored_numbers", 100, 1000, False),
+                compare_costs(results, "speed, prefix / full", "tokens_per_second", 1.1, 1.5, True),
+                compare_costs(results, "memory, full / prefix", "peak_memory_bytes", 1.1, 2.8, False),
+            ],
+        ),
+    ]
+
+
+FEW = (50, 100, 200, 500)
+PERCENT = (10, 20, 40, 60, 80)
+
+
+def judge(comparisons: list[Comparison]) -> str:
+    """The verdict, in words."""
+    won = [c.ours > c.needed for c in comparisons if c.ours is not None]
+    if not won:
+        return "not tested here"
+    verdict = "holds" if all(won) else "holds partly" if any(won) else "does not hold here"
+    return verdict if len(won) == len(comparisons) else f"{verdict} ({len(won)} of {len(comparisons)} tested)"
+
+
+def write_claims(results: Results) -> list[str]:
+    lines = ["| claim | in the paper | ours (the paper's); needed | verdict |", "|---|---|---|---|"]
+    for claim, source, comparisons in list_claims(results):
+        parts = [format_comparison(comparison) for comparison in comparisons]
+        lines.append(f"| {claim} | {source} | {'<br>'.join(parts)} | **{judge(comparisons)}** |")
+    return lines
+
+
+def format_comparison(c: Comparison) -> str:
+    sign = "" if c.ratio else "+"
+    paper = "" if c.paper is None else f" ({c.paper:{sign}.1f})"
+    if c.ours is None:
+        return f"{c.label}: not run{paper}"
+    return f"{c.label}: {c.ours:{sign}.1f}{paper}; > {c.needed:{sign}.1f}"
+
+
+def write_table(results: Results, artefact: str, names: list[str], columns: tuple[str, ...], paper: dict):
+    """A Markdown table: ours, with the seeds' standard deviation or ROUGE's interval, and (the paper's)."""
+    lines = [f"| cell | lr | seeds | {' | '.join(columns)} |", "|---" * (len(columns) + 3) + "|"]
+    for name in names:
+        runs = results.runs[artefact, name]
+        published = paper[name].split() if name in paper else []
+        cells = []
+        for i, column in enumerate(columns):
+            ours = format_values(results.values(artefact, name, column), runs, column)
+            cells.append(f"{ours} ({published[i]})" if published else ours)
+        trained = results.artefacts[artefact][name].rates
+        lr = f"{runs[0]['config']['lr']:g}" if runs and trained else "-"
+        lines.append(f"| {name} | {lr} | {len(runs) or 'not run'} | {' | '.join(cells)} |")
+    return lines
+
+
+def format_values(values: list[float], runs: list[dict], column: str) -> str:
+    if not values:
+        return "n/a" if runs else "-"
+    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    text = f"{statistics.mean(values):.2f}{spread}"
+    low, high = (runs[0]["test"].get(f"{column} {end}") for end in ("low", "high"))
+    return text if low is None else f"{text} [{low:.2f}, {high:.2f}]"
+
+
+def write_costs(results: Results) -> list[str]:
+    lines = [
+        "| method | trained numbers | stored numbers | file, MB | target tokens a second | peak memory, MB |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in results.artefacts["costs"]:
+        for run in results.runs["costs", name]:
+            lines.append(
+                f"| {name} | {run['trained_numbers']:,} | {run['stored_numbers']:,} "
+                f"| {run['stored_bytes'] / 1e6:.2f} | {run['tokens_per_second']:.0f} "
+                f"| {run['peak_memory_bytes'] / 1e6:.0f} |"
+            )
+    return lines
+
+
+def write_grid(results: Results) -> list[str]:
+    """Every learning rate that was tried, by dev, so that one sees who was tuned how."""
+    lines = ["| cell | dev BLEU or ROUGE-L by learning rate, seed 0 (chosen in bold) |", "|---|---|"]
+    seen: set[tuple[Path, str]] = set()
+    for artefact, cells in results.artefacts.items():
+        for name, cell in cells.items():
+            runs = {lr: run for (lr, seed), run in sorted(read_runs(cell).items()) if seed == 0}
+            if runs and cell.rates and (cell.folder, cell.name) not in seen:
+                seen.add((cell.folder, cell.name))
+                best = results.runs[artefact, name][0]["config"]["lr"]
+                tried = (f"{lr:g}: {format_dev(run)}" for lr, run in runs.items())
+                marked = (f"**{text}**" if lr == best else text for lr, text in zip(runs, tried))
+                lines.append(f"| {cell.folder.name}/{cell.name} | {', '.join(marked)} |")
+    return lines
+
+
+def format_dev(run: dict) -> str:
+    return f"{run['dev'].get('BLEU', run['dev'].get('ROUGE-L', 0)):.1f}"
+
+
+def draw_curves(axes, results: Results, artefact: str, metric: str, cells: dict[str, list[tuple]]) -> None:
+    """One line a method through (x, cell), with the standard deviation over seeds where there are several."""
+    for method, points in cells.items():
+        found = [(x, results.values(artefact, name, metric)) for x, name in points]
+        found = [(x, values) for x, values in found if values]
+        if found:
+            colour, style, marker = STYLES[method]
+            means = [statistics.mean(values) for _, values in found]
+            spread = [statistics.stdev(values) if len(values) > 1 else 0 for _, values in found]
+            xs = [x for x, _ in found]
+            label = LABELS.get(method, method)
+            axes.errorbar(
+                xs, means, spread, color=colour, linestyle=style, marker=marker, capsize=3, label=label
+            )
+    axes.legend(frameon=False, fontsize=8)
+
+
+def draw_e2e(results: Results, folder: Path) -> None:
+    """The loss curve of each method at its chosen learning rate, and dev BLEU against the learning rate."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
-    for method, (label, colour, style) in LABELS.items():
-        if cells := read_cells(method):
-            best = max(cells, key=lambda cell: cell["dev"]["BLEU"])
-            left.plot(*zip(*best["dev_loss"]), color=colour, linestyle=style, label=label)
-            rates, scores = zip(*((cell["config"]["lr"], cell["dev"]["BLEU"]) for cell in cells))
-            right.plot(rates, scores, "o", color=colour, linestyle=style, label=label)
+    for method, cell in results.artefacts["e2e"].items():
+        runs = {lr: run for (lr, seed), run in sorted(read_runs(cell).items()) if seed == 0}
+        if runs and method in STYLES:
+            colour, style, _ = STYLES[method]
+            best = results.runs["e2e", method][0]
+            left.plot(*zip(*best["dev_loss"]), color=colour, linestyle=style, label=LABELS[method])
+            scores = [run["dev"]["BLEU"] for run in runs.values()]
+            right.plot(list(runs), scores, "o", color=colour, linestyle=style)
     left.set(xlabel="step of 16 pairs", ylabel="dev loss, nats a token", title="at the chosen learning rate")
     right.set(xlabel="learning rate", ylabel="dev BLEU, beam 5", title="the grid", xscale="log")
     left.legend(frameon=False, fontsize=8)
+    save(figure, folder / "e2e.svg")
+
+
+def draw_fig3(results: Results, folder: Path) -> None:
+    figure, axes = plt.subplots(figsize=(5, 3.4), layout="constrained")
+    cells = {method: [(n, f"{method}-{n}") for n in FEW] for method in ("prefix", "full")}
+    draw_curves(axes, results, "fig3", "BLEU", cells)
+    axes.set(xlabel="training pairs", ylabel="test BLEU", xscale="log", title="few examples")
+    axes.set_xticks(FEW, map(str, FEW))
+    save(figure, folder / "fig3.svg")
+
+
+def draw_fig4(results: Results, folder: Path) -> None:
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    points = [(int(name.split("-")[1]), name) for name in results.artefacts["fig4"]]
+    draw_curves(left, results, "fig4", "BLEU", {"prefix": points})
+    left.set(xlabel="|P|", ylabel="test BLEU", xscale="log")
+    found = [(n, results.runs["fig4", name][0]) for n, name in points if results.runs["fig4", name]]
+    lengths = [n for n, _ in found]
+    colour, style, marker = STYLES["prefix"]
+    end = [statistics.mean(loss for _, loss in run["loss"][-5:]) for _, run in found]
+    right.plot(lengths, end, color=colour, linestyle=style, marker=marker, label="training, last 50 steps")
+    dev = [run["dev_loss"][-1][1] for _, run in found]
+    right.plot(lengths, dev, color="#56565a", linestyle=":", marker="D", label="dev, at the end")
+    right.set(xlabel="|P|", ylabel="loss, nats a token", xscale="log")
+    right.legend(frameon=False, fontsize=8)
     for axes in (left, right):
+        axes.set_xticks(lengths, map(str, lengths))
+        axes.minorticks_off()
+    save(figure, folder / "fig4.svg")
+
+
+def draw_fig5(results: Results, folder: Path) -> None:
+    figure, panels = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    colours = {"random": "#56565a", "task words": "#d55e00", "unrelated words": "#0072b2"}
+    for axes, data, title in zip(panels, ("100", "all"), ("100 pairs", "all pairs")):
+        for i, (init, kind) in enumerate(INITS.items()):
+            if values := results.values("fig5", f"{init.strip(':')}-{data}", "BLEU"):
+                spread = statistics.stdev(values) if len(values) > 1 else 0
+                axes.errorbar(i, statistics.mean(values), spread, color=colours[kind], marker="o", capsize=3)
+        axes.set(ylabel="test BLEU", title=title)
+        axes.set_xticks(range(len(INITS)), [f"{init}\n({kind})" for init, kind in INITS.items()], fontsize=6)
+    save(figure, folder / "fig5.svg")
+
+
+def draw_fig6(results: Results, folder: Path) -> None:
+    figure, axes = plt.subplots(figsize=(5, 3.4), layout="constrained")
+    cells = {method: [(p, f"{method}-{p}") for p in PERCENT] for method in ("prefix", "full")}
+    draw_curves(axes, results, "fig6", "BLEU", cells)
+    axes.set(xlabel="% of the pool of training pairs", ylabel="test BLEU", title="data efficiency")
+    save(figure, folder / "fig6.svg")
+
+
+def draw_claims(results: Results, folder: Path) -> None:
+    """Every comparison in points: ours filled, the paper's hollow."""
+    rows = [
+        (f"{claim[:60]}{'…' if len(claim) > 60 else ''}: {c.label}", c)
+        for claim, _, comparisons in list_claims(results)
+        for c in comparisons
+        if c.ours is not None and not c.ratio
+    ]
+    figure, axes = plt.subplots(figsize=(10, 1 + 0.28 * len(rows)), layout="constrained")
+    for i, (_, c) in enumerate(rows):
+        won = c.ours > c.needed
+        axes.plot(c.ours, -i, "o" if won else "X", color="#009e73" if won else "#d55e00")
+        axes.plot([c.needed], [-i], "|", color="#56565a", markersize=10)
+        if c.paper is not None:
+            axes.plot(c.paper, -i, "o", markerfacecolor="none", markeredgecolor="#56565a")
+    axes.axvline(0, color="#cccccc", linewidth=1, zorder=0)
+    axes.set_yticks([-i for i in range(len(rows))], [label for label, _ in rows], fontsize=7)
+    axes.set_xlabel("points; green dot: won, orange cross: not; bar: needed; hollow: the paper's")
+    save(figure, folder / "claims.svg")
+
+
+def save(figure, path: Path) -> None:
+    for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(RESULTS / "e2e.svg", metadata={"Date": None})
+    plt.rcParams["svg.hashsalt"] = "minprefix"  # the same picture is the same file
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
+DRAW = {"e2e": draw_e2e, "fig3": draw_fig3, "fig4": draw_fig4, "fig5": draw_fig5, "fig6": draw_fig6}
+TITLES = {
+    "e2e": "E2E at equal time (no table of the paper)",
+    "table2": "Table 2: methods",
+    "table3": "Table 3: XSum",
+    "table4": "Table 4: other topics than in training",
+    "table5": "Table 5: embedding-only, infix, prefix",
+    "fig3": "Fig. 3: few examples",
+    "fig4": "Fig. 4: length of the prefix",
+    "fig5": "Fig. 5: where the prefix starts",
+    "fig6": "Fig. 6: share of the training data",
+    "costs": "What the methods cost",
+}
+
+
+def write_artefact(results: Results, artefact: str) -> list[str]:
+    names = list(results.artefacts[artefact])
+    if artefact == "costs":
+        return write_costs(results)
+    if artefact == "table2":
+        parts = (("e2e", E2E), ("webnlg", WEBNLG), ("dart", DART))
+        return [
+            line
+            for dataset, columns in parts
+            for line in [
+                *write_table(
+                    results,
+                    artefact,
+                    [name for name in names if name.startswith(f"{dataset}-")],
+                    columns,
+                    TABLE2,
+                ),
+                "",
+            ]
+        ]
+    if artefact in ("table3", "table4"):
+        return write_table(results, artefact, names, ROUGE, TABLE3 if artefact == "table3" else TABLE4)
+    if artefact == "table5":
+        prefix = {f"prefix-{n}": TABLE2["e2e-prefix"] for n in (1, 10, 20)}
+        return write_table(results, artefact, names, E2E, TABLE5 | prefix)
+    return [f"![{TITLES[artefact]}]({artefact}.svg)", "", *write_table(results, artefact, names, E2E, {})]
+
+
+def describe_runs(results: Results, artefact: str) -> str:
+    runs = [run for name in results.artefacts[artefact] for run in results.runs[artefact, name]]
+    records = sorted({run["test"]["records"] for run in runs})
+    models = sorted({Path(run["config"]["model"]).name for run in runs})
+    steps = sorted({run["config"]["max_steps"] for run in runs})
+    hours = sum(run.get("seconds", run.get("train_seconds", 0)) for run in runs) / 3600
+    return (
+        f"{', '.join(models)}; steps at most {', '.join(str(n or 'no limit') for n in steps)}; test records "
+        f"{', '.join(map(str, records))}; {hours:.1f} hours for these runs. "
+        f"`python -m experiments.run {artefact}`"
+    )
+
+
+def write_report(scale: Scale) -> Path:
+    """Draws the pictures, writes REPORT.md beside them and returns its path."""
+    results = Results(scale)
+    done = [artefact for artefact in results.artefacts if results.has(artefact)]
+    for artefact in done:
+        if artefact in DRAW:
+            DRAW[artefact](results, scale.folder)
+    draw_claims(results, scale.folder)
+    lines = ["# The paper's tables and figures, here", ""]
+    lines += ["Written by `python -m experiments.report` from the JSON files in this folder.", ""]
+    lines += ["## Verdicts", "", RULES, "", "![comparisons](claims.svg)", "", *write_claims(results), ""]
+    lines += ["## Tables and figures", ""]
+    lines += [
+        "Ours ± standard deviation over seeds or [95% interval], (the paper's) (ACL 2021).",
+        "",
+    ]
+    for artefact in done:
+        lines += [f"### {TITLES[artefact]}", "", describe_runs(results, artefact), ""]
+        lines += [*write_artefact(results, artefact), ""]
+    missing = [TITLES[artefact] for artefact in results.artefacts if artefact not in done]
+    lines += ["## Not run", "", *([f"- {title}" for title in missing] or ["Nothing is missing."]), ""]
+    lines += ["## Learning rates", "", *write_grid(results)]
+    path = scale.folder / "REPORT.md"
+    write_atomically(path, lambda part: part.write_text("\n".join(lines) + "\n", encoding="utf-8"))
+    return path
 
 
 if __name__ == "__main__":
-    draw()
+    print(f"wrote {write_report(PAPER if 'paper' in sys.argv[1:] else MINI)}")
