@@ -242,19 +242,14 @@ INITS |= {"elephant": "unrelated words", "divide": "unrelated words"}
 
 
 def make_fig5(scale: Scale) -> list[Cell]:
-    few = {"more": ["n_train=100", *scale.low], "runs": 6, "subsets": True}
-    return [
-        make_cell(
-            scale,
-            "fig5",
-            f"{init.strip(':')}-{data}",
-            "e2e",
-            "prefix",
-            **(options | {"more": [f"init={init}", *options["more"]]}),
-        )
-        for data, options in (("100", few), ("all", {"more": [], "runs": scale.runs}))
-        for init in INITS
-    ]
+    few = (["n_train=100", *scale.low], {"runs": 6, "subsets": True})
+    cells = []
+    for data, (more, options) in (("100", few), ("all", ([], {"runs": scale.runs}))):
+        for init in INITS:
+            start = [] if init == "random" else [f"init={init}"]
+            name = f"{init.strip(':')}-{data}"
+            cells.append(make_cell(scale, "fig5", name, "e2e", "prefix", [*start, *more], **options))
+    return cells
 
 
 def make_fig6(scale: Scale) -> list[Cell]:

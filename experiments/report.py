@@ -348,7 +348,7 @@ def write_grid(results: Results) -> list[str]:
     for artefact, cells in results.artefacts.items():
         for name, cell in cells.items():
             runs = {lr: run for (lr, seed), run in sorted(read_runs(cell).items()) if seed == 0}
-            if runs and cell.rates and (cell.folder, cell.name) not in seen:
+            if runs and len(cell.rates) > 1 and (cell.folder, cell.name) not in seen:
                 seen.add((cell.folder, cell.name))
                 best = results.runs[artefact, name][0]["config"]["lr"]
                 tried = (f"{lr:g}: {format_dev(run)}" for lr, run in runs.items())
@@ -542,10 +542,7 @@ def write_report(scale: Scale) -> Path:
     lines += ["Written by `python -m experiments.report` from the JSON files in this folder.", ""]
     lines += ["## Verdicts", "", RULES, "", "![comparisons](claims.svg)", "", *write_claims(results), ""]
     lines += ["## Tables and figures", ""]
-    lines += [
-        "Ours ± standard deviation over seeds or [95% interval], (the paper's) (ACL 2021).",
-        "",
-    ]
+    lines += [BRACKETS, ""]
     for artefact in done:
         lines += [f"### {TITLES[artefact]}", "", describe_runs(results, artefact), ""]
         lines += [*write_artefact(results, artefact), ""]
