@@ -31,7 +31,7 @@ from minprefix.data import DataFiles, find_files, pick, read_split
 from minprefix.errors import InputError
 from minprefix.hub import load_lm
 from minprefix.methods import collapse
-from minprefix.metrics import bleu, rouge, score
+from minprefix.metrics import bleu, rouge
 from minprefix.store import save_prefix, write_atomically
 from minprefix.texts import generate_texts
 from train import (
@@ -40,6 +40,7 @@ from train import (
     load_state,
     log_path,
     restore_config,
+    score_texts,
     state_path,
     train,
 )
@@ -209,7 +210,7 @@ def choose_and_score(cell: Cell, config: Config, lm, tokenizer, files: DataFiles
         "length_penalty": best,
         "dev_by_length_penalty": {f"{alpha:g}": metrics for alpha, metrics in dev.items()},
         "dev": dev[best],
-        "test": measure(files, described),
+        "test": measure(config, described),
         "described": described,
     }
 
@@ -232,7 +233,7 @@ def run_lead(cell: Cell, config: Config, files: DataFiles) -> dict:
         [(record, first_sentence(record.source)) for record in pick(read_split(files, split), limit)]
         for split, limit in (("dev", cell.dev), ("test", config.eval_limit))
     )
-    return {"dev": measure_choice(files, dev), "test": measure(files, test), "described": test}
+    return {"dev": measure_choice(files, dev), "test": measure(config, test), "described": test}
 
 
 def first_sentence(text: str) -> str:
@@ -240,23 +241,16 @@ def first_sentence(text: str) -> str:
     return found[0] if found else text
 
 
+def measure(config: Config, described: list) -> dict:
+    records, texts = zip(*described)
+    return score_texts(config.dataset, list(texts), list(records))
+
+
 def measure_choice(files: DataFiles, described: list) -> dict:
     """The metric that dev chooses by, without the slow ones beside it."""
     metric = rouge if files.dataset.startswith("xsum") else bleu
     metrics = metric([text for _, text in described], [record.references for record, _ in described])
     return metrics | {"records": len(described)}
-
-
-def measure(files: DataFiles, described: list) -> dict:
-    """All metrics of the data set; for WebNLG also for the categories that training saw, and did not."""
-    family = files.dataset.partition("-")[0]
-    texts = [text for _, text in described]
-    references = [record.references for record, _ in described]
-    groups: list[str] = []
-    if family == "webnlg":
-        seen = {record.group for record in read_split(files, "train")}
-        groups = ["seen" if record.group in seen else "unseen" for record, _ in described]
-    return score(family, texts, references, groups) | {"records": len(texts)}
 
 
 def read_curves(lines: list[dict]) -> dict:

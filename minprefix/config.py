@@ -71,7 +71,7 @@ PAPER = {
 }
 
 # The bundled models are fifty times smaller and learn at larger rates: on E2E those of prefix, direct and
-# full were chosen by dev BLEU in experiments/e2e.py; other methods and data sets are untuned. 800 steps are a
+# full were chosen by dev BLEU in experiments/run.py e2e; other methods and data sets are untuned. 800 steps are a
 # third of an epoch of E2E, and minutes on two cores.
 MINI = {name: {"epochs": 5, "max_steps": 800, "batch_size": 16} for name in ("e2e", "webnlg", "dart")}
 MINI |= {

@@ -124,17 +124,22 @@ def test_real_data_is_asked_for(cell, monkeypatch, tmp_path):
         run.run_grid("grid", {"tiny": cell}, 1)
 
 
+def test_an_unknown_name_is_one_sentence_and_exit_code_2():
+    result = start("table9")
+    assert result.returncode == 2 and result.stderr.count("\n") == 1
+    assert "unknown artefact 'table9': choose one of e2e, table2" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["table9"], "unknown artefact 'table9': choose one of e2e, table2"),
         (["table5", "prefix-11"], "table5 has no cell 'prefix-11': choose from"),
         (["table5", "prefix-10=fast"], "prefix-10=fast must be a number above 0"),
     ],
 )
-def test_unknown_names_are_one_sentence_and_exit_code_2(arguments, words):
-    result = start(*arguments)
-    assert result.returncode == 2 and words in result.stderr and result.stderr.count("\n") == 1
+def test_unknown_cells_and_rates_are_refused(arguments, words):
+    with pytest.raises(InputError, match=words):
+        run.main(arguments)
 
 
 def test_cells_and_rates_can_be_named():
@@ -229,7 +234,8 @@ def test_the_report_draws_what_there_is_and_judges_it(tmp_path):
     assert rows["table2/e2e-prefix"].endswith("0.001: 20.0, **0.002: 50.0** |")
     assert "- Fig. 6: share of the training data" in text.split("## Not run")[1]
     pictures = {path.name for path in tmp_path.glob("*.svg")}
-    assert pictures == {"claims.svg", "fig3.svg", "fig4.svg"}  # e2e-prefix is a point of Fig. 4
+    # e2e-prefix is a point of Figs. 4 and 5, too
+    assert pictures == {"claims.svg", "fig3.svg", "fig4.svg", "fig5.svg"}
     before = (tmp_path / "claims.svg").read_bytes()
     report.write_report(scale)
     assert (tmp_path / "claims.svg").read_bytes() == before, "the same results are the same picture"
