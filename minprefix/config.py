@@ -71,8 +71,8 @@ PAPER = {
 }
 
 # The bundled models are fifty times smaller and learn at larger rates: on E2E those of prefix, direct and
-# full were chosen by dev BLEU in experiments/run.py e2e; other methods and data sets are untuned. 800 steps are a
-# third of an epoch of E2E, and minutes on two cores.
+# full were chosen by dev BLEU in the e2e cells of experiments/; other methods and data sets are untuned. 800
+# steps are a third of an epoch of E2E, and minutes on two cores.
 MINI = {name: {"epochs": 5, "max_steps": 800, "batch_size": 16} for name in ("e2e", "webnlg", "dart")}
 MINI |= {
     "xsum": XSUM | {"max_steps": 600, "batch_size": 16, "prefix_len": 20, "max_source": 384},
