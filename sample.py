@@ -19,20 +19,25 @@ from tqdm import tqdm
 
 from minprefix.config import DECODING, Config
 from minprefix.data import find_files, pick, read_split
-from minprefix.errors import InputError
+from minprefix.errors import InputError, blame_memory, refuse_twins
 from minprefix.generate import check_base, check_rows
 from minprefix.hub import load_lm
 from minprefix.methods import apply_tensors
 from minprefix.peft import from_peft
 from minprefix.prefix import SavedPrefix
-from minprefix.readers import Record, linearise_mr, linearise_record
-from minprefix.store import load_prefix, write_atomically
+from minprefix.readers import Record, linearise_mr, linearise_record, read_rows
+from minprefix.store import hold, load_prefix, write_atomically
 from minprefix.texts import encode_source, generate_texts
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:  # argparse would print its usage too
+        raise InputError(f"{message}: python sample.py --help lists the flags")
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    parser = Parser(description=__doc__, formatter_class=formatter)
     add = parser.add_argument
     add(
         "--prefix",
@@ -61,13 +66,13 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+@blame_memory("lower --beams or --max-new-tokens, or shorten the records")
 def main(arguments: list[str]) -> None:
     args = parse_arguments(arguments)
     prefixes = [read_prefix(path) for path in args.prefix]
-    if args.output and Path(args.output).exists():
-        raise InputError(f"--output {args.output} exists and is not overwritten: give another name")
-    dataset = prefixes[0].config.get("dataset", "e2e")
-    records = read_input(args.input, dataset) if args.input else choose_records(args, prefixes[0])
+    refuse_overwriting(args.output)
+    dataset, given = read_setting(prefixes[0], "dataset"), args.input is not None
+    records = read_input(args.input, dataset) if given else choose_records(args, prefixes[0])
     lm, tokenizer = load_lm(name_model(args, prefixes[0]), device=args.device)
     options = choose_options(args, prefixes[0])
     rows = prepare_prefixes(lm, prefixes)
@@ -77,12 +82,19 @@ def main(arguments: list[str]) -> None:
     answers = answer(args, lm, tokenizer, records, rows, options)
     if args.output:
         lines = (json.dumps(line, ensure_ascii=False) + "\n" for line in answers)
-        write_atomically(args.output, lambda part: write_lines(part, lines))
+        with hold(args.output):
+            refuse_overwriting(args.output)
+            write_atomically(args.output, lambda part: write_lines(part, lines))
         return
     for line in answers:
         show(line)
     if not args.input and sys.stdin and sys.stdin.isatty() and sys.stdout.isatty():
         talk(args, lm, tokenizer, rows, options, dataset)
+
+
+def refuse_overwriting(output: str | None) -> None:
+    if output is not None and Path(output).exists():
+        raise InputError(f"--output {output} exists and is not overwritten: give another name")
 
 
 def read_prefix(name: str) -> SavedPrefix:
@@ -91,9 +103,9 @@ def read_prefix(name: str) -> SavedPrefix:
 
 
 def name_model(args, prefix: SavedPrefix) -> str:
-    if not args.model and not prefix.base["name"]:
+    if args.model is None and not prefix.base["name"]:
         raise InputError(f"{args.prefix[0]} does not name its model: pass --model with the one it is for")
-    return args.model or prefix.base["name"]
+    return prefix.base["name"] if args.model is None else args.model
 
 
 def prepare_prefixes(lm, prefixes: list[SavedPrefix]) -> list[SavedPrefix | None]:
@@ -156,8 +168,8 @@ def choose_records(args, prefix: SavedPrefix) -> list[Record]:
     """Records of the test set, spread evenly; says so where they are not the data of the training."""
     if args.records < 0:
         raise InputError(f"--records {args.records} must be 0 (all) or more")
-    settings = {"dataset": "e2e", "data": "auto"} | prefix.config
-    files = find_files(settings["dataset"], args.data or settings["data"])
+    data = read_setting(prefix, "data") if args.data is None else args.data
+    files = find_files(read_setting(prefix, "dataset"), data)
     if files.is_sample or files.origin != prefix.data:
         print(f"!!! records: {files.origin}, {files.detail}; training: {prefix.data} !!!\n", file=sys.stderr)
     return pick(read_split(files, "test"), args.records)
@@ -167,7 +179,7 @@ def read_input(name: str, dataset: str = "e2e") -> list[Record]:
     """Records from a .csv, a .json or lines of text, MRs or JSON objects; InputError names the place."""
     text = read_text(name)
     if name.lower().endswith(".csv"):
-        rows = enumerate(csv.DictReader(io.StringIO(text, newline="")), 2)
+        rows = enumerate(parse_at(f"--input {name}", parse_csv, text), 2)
         sources = [parse_at(f"--input {name}, line {number}", parse_row, row) for number, row in rows]
     elif name.lower().endswith(".json") or re.match(r"\s*\[\s*[\[{]", text):
         rows = enumerate(parse_at(f"--input {name}", parse_list, text), 1)
@@ -201,6 +213,14 @@ def parse_at(place: str, parse, *items) -> str | list:
         raise InputError(f"{place}: {error}") from None
 
 
+def parse_csv(text: str) -> list[dict]:
+    rows = csv.DictReader(io.StringIO(text, newline=""))
+    try:
+        return list(read_rows(rows))
+    except (csv.Error, InputError) as error:
+        raise InputError(f"line {rows.reader.line_num}: {error}") from None
+
+
 def parse_list(text: str) -> list[dict]:
     content = parse_json(text)
     records = content if isinstance(content, list) else [content]
@@ -230,17 +250,25 @@ def parse_line(line: str, dataset: str) -> str:
 
 def parse_json(text: str) -> object:
     try:
-        content = json.loads(text)
-        json.dumps(content, ensure_ascii=False).encode("utf-8")
+        content = json.loads(text, object_pairs_hook=refuse_twins)
+        json.dumps(content, ensure_ascii=False, allow_nan=False).encode("utf-8")
         return content
     except (ValueError, RecursionError) as error:
         raise InputError(f'not JSON in valid Unicode ({error}): write {{"name": ..., "food": ...}}') from None
 
 
+def read_setting(prefix: SavedPrefix, name: str) -> object:
+    """A setting of the training, or its default where the file does not say."""
+    value = prefix.config.get(name, getattr(Config, name))
+    if type(value) is not type(getattr(Config, name)):
+        raise InputError(f"the prefix says {name}={value!r}, which cannot be: train or copy it again")
+    return value
+
+
 def choose_options(args, prefix: SavedPrefix) -> dict:
     """generate's options: the command line's, else those of the training."""
     given = {name: getattr(args, name) for name in DECODING if getattr(args, name) is not None}
-    options = {name: prefix.config.get(name, getattr(Config, name)) for name in DECODING} | given
+    options = {name: read_setting(prefix, name) for name in DECODING} | given
     if args.sample and args.beams is None:
         options["beams"] = 1
     names = ("sample", "temperature", "top_k", "top_p", "seed")

@@ -18,17 +18,18 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from minprefix.config import DECODING, Config, describe_keys, parse_argument, parse_config
+from minprefix.config import DECODING, Config, describe_keys, parse_argument, parse_config, restore_config
 from minprefix.data import find_files, make_batches, pairs, pick, read_split
-from minprefix.errors import InputError, first_line
+from minprefix.errors import InputError, blame_memory, first_line
 from minprefix.generate import check_length
 from minprefix.hub import load_lm
 from minprefix.methods import PREFIXES, collapse, compute_sites, make_theta, target_loss
 from minprefix.metrics import score
 from minprefix.readers import UNSEEN
-from minprefix.store import load_prefix, read_pt, save_prefix, write_atomically, write_pt
+from minprefix.store import hold, load_prefix, read_pt, save_prefix, write_atomically, write_pt
 from minprefix.texts import encode_source, encode_target, generate_texts
 
+SMALLER = "lower batch_size, prefix_len or mlp_hidden, or take a smaller model"
 STATE_FORMAT = "minprefix-state/1"
 
 
@@ -38,23 +39,31 @@ def main(arguments: list[str]) -> None:
         print(describe_keys())
         return
     state = load_state(arguments)
-    config = restore_config(state) if state else parse_config(arguments)
+    config = restore_config(state["config"]) if state else parse_config(arguments)
+    with hold(config.out):
+        run(config, state)
+
+
+def run(config: Config, state: dict | None) -> None:
+    out = Path(config.out)
+    remove_parts(out)
     refuse_overwriting(config, state)
     files = find_files(config.dataset, config.data)
     announce(files)
     lm, tokenizer = load_lm(config.model, device=config.device)
     check_origin(state, describe_origin(lm, files))
-    with say_how_to_go_on(Path(config.out)):
-        theta = train(config, lm, tokenizer, files, state)
-        saved = collapse(lm, config.method, theta, dataclasses.asdict(config), files.origin)
-        save_prefix(saved, config.out)
-        metrics, described = evaluate(config, lm, tokenizer, files, saved)
+    with say_how_to_go_on(out):
+        with blame_memory(SMALLER):
+            theta = train(config, lm, tokenizer, files, state)
+            saved = collapse(lm, config.method, theta, dataclasses.asdict(config), files.origin)
+        save_prefix(saved, out)
+        with blame_memory(f"{out} is there for sample.py with fewer --beams"):
+            metrics, described = evaluate(config, lm, tokenizer, files, saved)
     report(files, metrics, described)
-    save_prefix(dataclasses.replace(saved, metrics=metrics), config.out)
-    append_line(log_path(Path(config.out)), metrics | {"data": files.origin})
-    state_path(Path(config.out)).unlink()
-    size = Path(config.out).stat().st_size / 1e6
-    print(f"\nsaved {config.out} ({size:.2f} MB). Read more: python sample.py --prefix {config.out}")
+    save_prefix(dataclasses.replace(saved, metrics=metrics), out)
+    append_line(log_path(out), metrics | {"data": files.origin})
+    state_path(out).unlink()
+    print(f"\nsaved {out} ({out.stat().st_size / 1e6:.2f} MB). Read more: python sample.py --prefix {out}")
 
 
 def train(config: Config, lm, tokenizer, files, state: dict | None = None) -> torch.nn.Module:
@@ -69,8 +78,8 @@ def train(config: Config, lm, tokenizer, files, state: dict | None = None) -> to
     shape = (config.prefix_len, config.mlp_hidden)
     theta = make_theta(lm, config.method, *shape, words, sites, config.bottleneck)
     optimizer = torch.optim.AdamW(theta.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-    first = restore(state, theta, optimizer) if state else 0
     total = count_steps(config, len(train_pairs))
+    first = restore(state, theta, optimizer, total) if state else 0
     numbers = sum(parameter.numel() for parameter in theta.parameters())
     print(
         f"{config.method} on {config.model}: {numbers:,} numbers, {len(train_pairs):,} pairs, {total:,} steps"
@@ -78,10 +87,15 @@ def train(config: Config, lm, tokenizer, files, state: dict | None = None) -> to
 
     facts = describe_origin(lm, files)
     bar = tqdm(total=total, initial=first, unit="step", disable=None)
-    with Keeper(config, facts, theta, optimizer, first) as keeper, bar, stop_politely() as stop:
+    keeper = Keeper(config, facts, theta, optimizer, first)
+    with keeper, bar, stop_politely() as stop, blame_memory(SMALLER):
         for step, batch in walk_batches(config, train_pairs, first, total):
             began, lr = time.monotonic(), config.lr * (1 - step / total)
-            loss, tokens = take_step(config, lm, theta, optimizer, batch, lr)
+            try:
+                loss, tokens = take_step(config, lm, theta, optimizer, batch, lr)
+            except InputError:  # raised before theta was changed
+                keeper.save(step)
+                raise
             speed = round(tokens / (time.monotonic() - began))
             done = step + 1
             bar.update()
@@ -276,8 +290,12 @@ def append_line(path: Path, values: dict) -> None:
 
 def read_log(path: Path, step: int) -> list[str]:
     """The log's lines up to a step; a kill can have cut the last one short."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    return [line for line in lines if line.endswith("\n") and json.loads(line).get("step", math.inf) <= step]
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+        whole = [line for line in lines if line.endswith("\n")]
+        return [line for line in whole if json.loads(line).get("step", math.inf) <= step]
+    except (ValueError, AttributeError, TypeError):
+        raise InputError(f"{path} is not the log of this run: move it away, then resume") from None
 
 
 def load_state(arguments: list[str]) -> dict | None:
@@ -288,7 +306,8 @@ def load_state(arguments: list[str]) -> dict | None:
         return None
     state = read_pt(Path(path))
     keys = {"format", "config", "data", "fingerprint", "step", "theta", "optimizer"}
-    if not isinstance(state, dict) or set(state) != keys or not path.endswith(".state.pt"):
+    known = isinstance(state, dict) and set(state) == keys and state["format"] == STATE_FORMAT
+    if not known or not isinstance(state["config"], dict) or not path.endswith(".state.pt"):
         raise InputError(f"resume={path} is no training state: give the .state.pt file of an unfinished run")
     for name, value in given.items():
         if state["config"].get(name) != value:
@@ -313,6 +332,13 @@ def refuse_overwriting(config: Config, state: dict | None) -> None:
             )
 
 
+def remove_parts(out: Path) -> None:
+    """Removes what a killed run was in the middle of writing: nobody else writes here now."""
+    for path in (out, state_path(out), log_path(out)):
+        for part in path.parent.glob(f".{path.name}.*.tmp"):
+            part.unlink()
+
+
 def describe_origin(lm, files) -> dict:
     return {"data": files.origin, "fingerprint": lm.config.fingerprint}
 
@@ -326,24 +352,24 @@ def check_origin(state: dict | None, facts: dict) -> None:
             )
 
 
-def restore_config(state: dict) -> Config:
-    try:
-        return Config(**state["config"])
-    except TypeError as error:
-        raise InputError(
-            f"the state to resume is of another version ({first_line(error)}): start anew"
-        ) from None
-
-
-def restore(state: dict, theta, optimizer) -> int:
+def restore(state: dict, theta, optimizer, total: int) -> int:
     """Puts theta and optimizer where the run was -> the number of steps done."""
+    step, groups = state["step"], optimizer.state_dict()["param_groups"]  # the groups follow from the config
     try:
         theta.load_state_dict(state["theta"])
-        optimizer.load_state_dict(state["optimizer"])
-    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
+        if type(step) is not int or not 0 <= step <= total:
+            raise ValueError(f"step {step!r} of {total}")
+        if not all(parameter.isfinite().all() for parameter in theta.parameters()):
+            raise ValueError("values that are not finite")
+        for parameter, moments in optimizer.state.items():
+            if {moments["exp_avg"].shape, moments["exp_avg_sq"].shape} != {parameter.shape}:
+                raise ValueError("moments of another shape")
+            moments["step"].item()
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
         reason = first_line(error)
         raise InputError(f"the state to resume is damaged ({reason}): start anew") from None
-    return int(state["step"])
+    return step
 
 
 if __name__ == "__main__":

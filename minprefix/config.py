@@ -130,6 +130,16 @@ def parse_value(name: str, kind: type, value: str) -> object:
         raise InputError(f"{name}={value} must be {wanted}") from None
 
 
+def restore_config(values: dict) -> Config:
+    """The Config that a file holds; InputError where a key or the type or range of a value is wrong."""
+    kinds = {field.name: field.type for field in dataclasses.fields(Config)}
+    if {name: type(value) for name, value in values.items()} != kinds:
+        raise InputError("the state to resume is damaged or of another version: start anew")
+    config = Config(**values)
+    check(config)
+    return config
+
+
 def check(c: Config) -> None:
     """InputError for a value out of its range, before anything is loaded."""
     positive = ("prefix_len", "epochs", "batch_size", "eval_every", "dev_limit", "beams", "max_new_tokens")
@@ -142,6 +152,7 @@ def check(c: Config) -> None:
             raise InputError(f"{name}={getattr(c, name)} must be above 0 and at most 1000")
     no_prefix = c.method in ("full", "top2", "adapter", "lora")
     checks = (
+        (c.beams <= 1000, f"beams={c.beams} must be at most 1000"),
         (0 <= c.weight_decay <= 1, f"weight_decay={c.weight_decay} must lie between 0 and 1"),
         (abs(c.length_penalty) <= 20, f"length_penalty={c.length_penalty} must lie between -20 and 20"),
         (c.min_new_tokens <= c.max_new_tokens, f"min_new_tokens={c.min_new_tokens} is above max_new_tokens"),

@@ -1,10 +1,37 @@
-"""The one exception that means "the input is at fault, not the code"."""
+"""The one exception that means "the input is at fault, not the code", and what makes others into it."""
+
+import contextlib
+import re
+from collections.abc import Iterator
 
 
 class InputError(ValueError):
     """One sentence for the user: what was wrong, where, and what to do. The commands exit with 2."""
 
+    def __init__(self, sentence: object):
+        super().__init__(" ".join(str(sentence).splitlines()))  # names of files and keys may hold line breaks
+
 
 def first_line(error: Exception) -> str:
     """What another library's error says, short enough to be part of a sentence."""
     return " ".join(str(error).strip().partition("\n")[0].split()) or type(error).__name__
+
+
+def refuse_twins(pairs: list[tuple[str, object]]) -> dict:
+    """json's object_pairs_hook: ValueError for a key that is there twice, where json would drop the first."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"{next(key for key in keys if keys.count(key) > 1)!r} is there twice")
+    return content
+
+
+@contextlib.contextmanager
+def blame_memory(advice: str) -> Iterator[None]:
+    """Out of memory, on a processor or a GPU, becomes an InputError that says what to lower."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not re.search("out of|allocate|enough memory", str(error)):
+            raise
+        raise InputError(f"memory ran out ({first_line(error)}): {advice}") from None

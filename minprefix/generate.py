@@ -33,7 +33,7 @@ class Options:
 
     def __post_init__(self):
         checks = (
-            (self.beams >= 1, f"beams is {self.beams}: it must be at least 1"),
+            (1 <= self.beams <= 1000, f"beams is {self.beams}: it must lie between 1 and 1000"),
             (self.max_new_tokens >= 1, f"max_new_tokens is {self.max_new_tokens}: it must be at least 1"),
             (
                 0 <= self.min_new_tokens <= self.max_new_tokens,

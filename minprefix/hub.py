@@ -91,7 +91,7 @@ def _is_size(value: object, largest: int = 2**20) -> bool:
 # any of these models: they keep a damaged file from asking for one that is never finished.
 Expected = dict[str, tuple[object, Callable[[object], bool], str]]
 SIZE = (None, _is_size, "a whole number from 1 to 2^20")
-LAYERS = (None, lambda v: _is_size(v, 1000), "a whole number from 1 to 1000")
+LAYERS = (None, lambda v: _is_size(v, 200), "a whole number from 1 to 200")
 ACTIVATION = (lambda v: v in list(ACTIVATIONS), f"one of {', '.join(ACTIVATIONS)}")
 FLAG = (lambda v: type(v) is bool, "true or false")
 MODEL_TYPE: Expected = {"model_type": (None, lambda v: v in ("gpt2", "bart"), '"gpt2" or "bart"')}
@@ -176,7 +176,13 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
         except (OSError, SafetensorError) as error:
             reason = first_line(error)
             raise InputError(f"{path} is missing or damaged ({reason}): download or copy it again") from None
-    return {name: tensor for name, tensor in tensors.items() if not LEGACY_BUFFER.fullmatch(name)}
+    tensors = {name: tensor for name, tensor in tensors.items() if not LEGACY_BUFFER.fullmatch(name)}
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise InputError(f"{folder}: tensor {name} holds {tensor.dtype}, not floats: download it again")
+        if not tensor.sum(dtype=torch.float64).isfinite():  # float64 holds any sum of smaller ones
+            raise InputError(f"{folder}: tensor {name} holds values that are not finite: download it again")
+    return tensors
 
 
 def _list_weights(folder: Path) -> list[Path]:
@@ -225,6 +231,6 @@ def _compare(expected: dict[str, Tensor], found: dict[str, Tensor], folder: Path
         for name in expected
         if name in found and found[name].shape != expected[name].shape
     ]
-    wrong += [f"{name} holds {t.dtype}, not floats" for name, t in found.items() if not t.is_floating_point()]
     if wrong:
+        wrong[20:] = [f"and {len(wrong) - 20} more"] if len(wrong) > 20 else []
         raise InputError(f"the tensors in {folder} do not fit its config.json: {'; '.join(wrong)}")

@@ -43,7 +43,7 @@ def read_e2e(path: Path) -> list[Record]:
     try:
         if missing := {"mr", "ref"} - set(rows.fieldnames or ()):
             raise InputError(f"no column {' and '.join(sorted(missing))}; the first line must be mr,ref")
-        for row in rows:
+        for row in read_rows(rows):
             if not (row["ref"] or "").strip():
                 raise InputError("the reference is empty; fill it in, or delete the line")
             references.setdefault(linearise_mr(row["mr"]), []).append(" ".join(row["ref"].split()))
@@ -52,6 +52,17 @@ def read_e2e(path: Path) -> list[Record]:
     if not references:
         raise InputError(f"{path} has a header but no records")
     return [Record(source, tuple(texts)) for source, texts in references.items()]
+
+
+def read_rows(rows: csv.DictReader) -> Iterator[dict]:
+    """The rows of a CSV, none of them with a value that csv would silently drop. InputError, csv.Error."""
+    names = rows.fieldnames or ()
+    if twins := [name for name in names if names.count(name) > 1]:
+        raise InputError(f"column '{twins[0]}' is there twice; leave one out")
+    for row in rows:
+        if None in row:
+            raise InputError(f"more than {len(names)} values; put those with commas in quotes")
+        yield row
 
 
 def read_webnlg(path: Path, split: str) -> list[Record]:
@@ -81,7 +92,7 @@ def read_dart(path: Path) -> list[Record]:
     """The entries of one of DART's JSON files in their order, predicates in lower case as in the authors'
     format. Empty texts are left out (the test split has one). Raises InputError with file and entry."""
     with blame(path):
-        entries = json.loads(read_bytes(path))
+        entries = list(json.loads(read_bytes(path)))
     return make_each(_make_dart, entries, f"{path}, entry")
 
 

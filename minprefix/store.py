@@ -1,10 +1,12 @@
 """The .pt file: what a training leaves, written whole or not at all, and read without trusting it."""
 
 import contextlib
+import fcntl
 import os
 import pickle
 import warnings
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -19,6 +21,7 @@ FIELDS |= {"data": str, "tensors": dict}  # what a .pt file holds beside its for
 SELF_AND_CROSS = {"encoder", "decoder", "cross"}
 SITES = {"prefix": SELF_AND_CROSS, "embedding": SELF_AND_CROSS, "infix": {"infix"}}
 SITES |= {method: set() for method in ("full", "top2", "adapter", "lora")}  # they have tensors instead
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 BASE_FIELDS = {"name": str, "config": dict, "fingerprint": str}
 
 
@@ -37,6 +40,30 @@ def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
     finally:  # also on Ctrl-C; after os.replace there is nothing left to remove
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+@contextlib.contextmanager
+def hold(path: str | Path) -> Iterator[None]:
+    """Refuses other processes that would write to `path`, until this one ends or is killed. InputError."""
+    path = Path(path)
+    lock = path.parent / f".{path.name}.lock"
+    try:
+        file = open(lock, "w")  # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be written ({error.strerror}): choose another place for it"
+        ) from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"another process is writing {path}: wait for it, or give another name"
+            ) from None
+        try:
+            yield
+        finally:
+            lock.unlink()
 
 
 def write_pt(content: dict, path: Path) -> None:
@@ -82,6 +109,10 @@ def load_prefix(path: str | Path) -> SavedPrefix:
 def read_pt(path: Path) -> object:
     """The tensors and plain values in a .pt file; InputError if it is damaged or holds code (never run)."""
     try:
+        if zipfile.is_zipfile(path):  # unlike torch's own, a compressed or folded one may unpack to any size
+            with zipfile.ZipFile(path) as file:
+                if sum(info.file_size for info in file.infolist()) > path.stat().st_size:
+                    raise ValueError("it would unpack to more than its size")
         with warnings.catch_warnings(action="ignore"):  # about odd pickles, which are refused below
             return torch.load(path, weights_only=True, map_location="cpu")
     except FileNotFoundError:
@@ -114,8 +145,10 @@ def _find_wrong(content: dict) -> str:
         return f"site {flat[0]} must be a tensor (P, 2·L·C)"
     for name, tensor in (content["sites"] | content["tensors"]).items():
         # Only a contiguous tensor is as large as it says: others may show one stored number a million times.
-        if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or not tensor.is_contiguous():
+        if not isinstance(tensor, Tensor) or tensor.dtype not in FLOATS or not tensor.is_contiguous():
             return f"{name} must be a tensor of floats"
+        if tensor.is_meta or not tensor.numel():
+            return f"{name} has no values"
         if not tensor.isfinite().all():
             return f"{name} holds values that are not finite"
     return ""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import tiktoken
 
-from minprefix.errors import InputError
+from minprefix.errors import InputError, refuse_twins
 
 GPT2_SPECIAL = ("<|endoftext|>",)
 BART_SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
@@ -85,8 +85,8 @@ def load_tokenizer(folder: str | Path, special: tuple[str, ...] = GPT2_SPECIAL) 
 def read_json(path: Path) -> dict:
     """The JSON object in a file of a checkpoint. InputError where there is none."""
     try:
-        content = json.loads(_read_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
+        content = json.loads(_read_text(path), object_pairs_hook=refuse_twins)
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON ({error}): put the checkpoint's own file there") from None
     if not isinstance(content, dict):
         raise InputError(f"{path} must hold one JSON object: put the checkpoint's own file there")

@@ -1,0 +1,108 @@
+"""Runs of train.py in processes that can be killed: forked from one that has torch, so they start at once."""
+
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+import train
+from minprefix import data
+
+# What torch imports when it is first used is imported here, once for all; no backward pass, for what that
+# starts does not survive a fork.
+with torch.device("meta"):
+    torch.randn(1)
+weight = torch.nn.Parameter(torch.ones(1))
+weight.grad = torch.ones(1)
+torch.optim.AdamW([weight]).step()
+
+CHANGES = ("os.rename", "os.remove", "os.mkdir", "fcntl.flock")
+
+
+def start(target, *arguments) -> multiprocessing.Process:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.children"])
+    process = context.Process(target=target, args=arguments, daemon=True)
+    process.start()
+    return process
+
+
+def finish(target, *arguments) -> int:
+    """The exit code: negative where a signal ended it."""
+    process = start(target, *arguments)
+    process.join(timeout=300)
+    return process.exitcode
+
+
+def run_train(arguments: list[str], errors: str = os.devnull) -> None:
+    """As train.py's last lines do it: one line about wrong input, exit code 2."""
+    with open(errors, "w") as sys.stderr, open(os.devnull, "w") as sys.stdout:
+        try:
+            train.main(arguments)
+        except (train.InputError, OSError) as error:
+            print(error, file=sys.stderr)
+            sys.exit(2)
+
+
+def run_train_until(number: int, arguments: list[str], folder: str) -> None:
+    """Killed just before the number-th change of a file in the folder; unharmed if there are fewer."""
+    kill_before(number, folder)
+    run_train(arguments)
+
+
+def kill_before(number: int, folder: str) -> None:
+    left = number
+
+    def watch(event: str, arguments: tuple) -> None:
+        nonlocal left
+        writes = event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+")
+        if event in CHANGES or (writes and str(arguments[0]).startswith(folder)):
+            left -= 1
+            if not left:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(watch)
+
+
+def run_train_to_half_a_save(number: int, arguments: list[str]) -> None:
+    """Killed in the middle of writing its number-th file of tensors."""
+    left, write_pt = number, train.write_pt
+
+    def write_half(content: dict, path: Path) -> None:
+        nonlocal left
+        left -= 1
+        write_pt(content, path)
+        if not left:
+            os.truncate(path, path.stat().st_size // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    train.write_pt = sys.modules["minprefix.store"].write_pt = write_half
+    run_train(arguments)
+
+
+def run_train_with_little_memory(arguments: list[str], errors: str) -> None:
+    """With 400 MB beyond what the process has so far."""
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + 400_000_000,) * 2)
+    run_train(arguments, errors)
+
+
+def run_train_with_a_full_disk(arguments: list[str], size: int, errors: str) -> None:
+    """The operating system refuses to write more than `size` bytes to a file."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    run_train(arguments, errors)
+
+
+def download(home: str, url: str, official: dict, number: int = 0) -> None:
+    """Downloads a small official data set from a local site, killed before the number-th change of a file."""
+    os.environ |= {"MINPREFIX_DATA": home, "no_proxy": "127.0.0.1"}
+    names, digests = [(name,) for name in official], tuple(official.values())
+    data.DATASETS["e2e"] = replace(data.DATASETS["e2e"], names=names, digests=digests, url=url)
+    kill_before(number, home)
+    data.find_files("e2e", "download")
