@@ -135,8 +135,7 @@ def restore_config(values: dict) -> Config:
     kinds = {field.name: field.type for field in dataclasses.fields(Config)}
     if {name: type(value) for name, value in values.items()} != kinds:
         raise InputError("the state to resume is damaged or of another version: start anew")
-    config = Config(**values)
-    check(config)
+    check(config := Config(**values))
     return config
 
 

@@ -32,6 +32,6 @@ def blame_memory(advice: str) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not re.search("out of|allocate|enough memory", str(error)):
+        if isinstance(error, RuntimeError) and not re.search("(out of|allocate|enough) memory", str(error)):
             raise
         raise InputError(f"memory ran out ({first_line(error)}): {advice}") from None

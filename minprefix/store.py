@@ -50,16 +50,12 @@ def hold(path: str | Path) -> Iterator[None]:
     try:
         file = open(lock, "w")  # noqa: SIM115 (closed below)
     except OSError as error:
-        raise InputError(
-            f"{path} cannot be written ({error.strerror}): choose another place for it"
-        ) from None
+        raise InputError(f"{path} cannot be written ({error.strerror}): choose another place") from None
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise InputError(
-                f"another process is writing {path}: wait for it, or give another name"
-            ) from None
+            raise InputError(f"another process writes {path}: wait, or give another name") from None
         try:
             yield
         finally:

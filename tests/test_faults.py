@@ -194,7 +194,7 @@ def test_two_runs_do_not_write_to_one_place(folder, tmp_path):
     first = children.start(children.run_train, arguments)
     wait_for(first, train.state_path(out).exists)
     for second in (arguments, [f"resume={train.state_path(out)}"]):
-        with pytest.raises(InputError, match=r"another process is writing .*e2e\.pt: wait for it"):
+        with pytest.raises(InputError, match=r"another process writes .*e2e\.pt: wait"):
             train.main(second)
     first.kill()
     first.join()
@@ -265,6 +265,7 @@ def test_a_loss_that_is_no_number_keeps_the_steps_before_it(folder, short, tmp_p
     assert torch.equal(one.sites["decoder"], other.sites["decoder"]) and one.metrics == other.metrics
 
 
+# The real sentences of each kind, cut short.
 NO_MEMORY = [
     MemoryError(),
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has"),
