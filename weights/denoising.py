@@ -33,7 +33,7 @@ class Noise:
         self.begins_word, self.ends_sentence = np.zeros((2, len(vocabulary)), dtype=bool)
         for token, i in vocabulary.items():
             self.begins_word[i] = token[0] in "ĠĊ"  # a space, a line break
-            self.ends_sentence[i] = token.rstrip("\"')").endswith((".", "!", "?", "Ċ")) or i == EOS
+            self.ends_sentence[i] = token.rstrip("\"')").endswith((".", "!", "?", "Ċ"))
 
     def make_batch(self, ids: np.ndarray, seed: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """A damaged copy for each row of ids (B, T), and what it was: four tensors.
@@ -62,8 +62,10 @@ class Noise:
         order = []
         documents = np.split(np.arange(len(row)), np.flatnonzero(row == EOS) + 1)
         for document in documents:
-            sentences = np.split(document, np.flatnonzero(self.ends_sentence[row[document]]) + 1)
+            text = document[row[document] != EOS]
+            sentences = np.split(text, np.flatnonzero(self.ends_sentence[row[text]]) + 1)
             order += [sentences[i] for i in rng.permutation(len(sentences))]
+            order.append(document[len(text) :])  # </s> stays where the document ends
         return np.concatenate(order)
 
     def infill(self, row: np.ndarray, rng: np.random.Generator) -> tuple[list[int], np.ndarray]:
