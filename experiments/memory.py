@@ -2,17 +2,18 @@
 
 Ours and transformers' (extra `test`) decode the same 10 sources of 512 tokens with 6 beams, on the same
 random weights in float32, each in a process of its own; the ids must agree. Prints, and writes to
-experiments/results/memory.json, the peak resident memory, and what of it is neither the weights nor what the
-process held before it read them.
+experiments/results/memory.json, the peak resident memory of the decoding (Linux), and how much of it came on
+top of what the process held before: the weights are loaded by then, and a short source has read all of them.
 """
 
 import json
 import platform
-import resource
+import re
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -43,41 +44,43 @@ def make_sources() -> list[list[int]]:
     return ids.tolist()
 
 
-def decode_ours(folder: str, tokens: int) -> tuple[int, list[list[int]]]:
-    """Bytes in use before the model is loaded, and the ids."""
-    before = read_resident()
+def load_ours(folder: str) -> Callable[[list[list[int]], int], list[list[int]]]:
+    """From sources and a number of new tokens to the ids that beam search finds."""
     lm, _ = load_lm(folder)
-    return before, generate(lm, make_sources(), beams=BEAMS, length_penalty=ALPHA, max_new_tokens=tokens)
+    return lambda sources, tokens: generate(
+        lm, sources, beams=BEAMS, length_penalty=ALPHA, max_new_tokens=tokens
+    )
 
 
-def decode_theirs(folder: str, tokens: int) -> tuple[int, list[list[int]]]:
+def load_theirs(folder: str) -> Callable[[list[list[int]], int], list[list[int]]]:
     """The same by transformers; from its ids the start token, the end and the padding are cut."""
     from transformers import BartForConditionalGeneration
 
-    before = read_resident()
     lm = BartForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
-    options = {"num_beams": BEAMS, "length_penalty": ALPHA, "do_sample": False, "max_new_tokens": tokens}
-    with torch.inference_mode():
-        rows = lm.generate(torch.tensor(make_sources()), **options)[:, 1:].tolist()
-    end = lm.config.eos_token_id
-    return before, [row[: row.index(end)] if end in row else row for row in rows]
+    end, options = lm.config.eos_token_id, {"num_beams": BEAMS, "length_penalty": ALPHA, "do_sample": False}
+
+    @torch.inference_mode()
+    def decode(sources: list[list[int]], tokens: int) -> list[list[int]]:
+        rows = lm.generate(torch.tensor(sources), **options, max_new_tokens=tokens)[:, 1:].tolist()
+        return [row[: row.index(end)] if end in row else row for row in rows]
+
+    return decode
 
 
-def read_resident() -> int:
-    """This process's memory in bytes (Linux)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
+def read_memory(key: str) -> int:
+    """This process's memory in bytes: VmRSS is what it holds, VmHWM the most since that was reset."""
+    return 1024 * int(re.search(rf"{key}:\s*(\d+)", Path("/proc/self/status").read_text())[1])
 
 
 def measure(side: str, folder: str, tokens: str) -> None:
     """In a process of its own: decodes, then prints what that took as JSON."""
-    began = time.monotonic()
-    before, ids = {"ours": decode_ours, "transformers": decode_theirs}[side](folder, int(tokens))
-    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    seconds = round(time.monotonic() - began)
-    weights = (Path(folder) / "model.safetensors").stat().st_size
-    beyond = peak - weights - before
-    print(json.dumps({"peak": peak, "beyond_weights": beyond, "seconds": seconds, "ids": ids}))
+    decode = {"ours": load_ours, "transformers": load_theirs}[side](folder)
+    decode([[5, 6, 7]], 2)  # mapped weights count from their first use on
+    before, began = read_memory("VmRSS"), time.monotonic()
+    Path("/proc/self/clear_refs").write_text("5")  # else the peak is that of loading
+    ids = decode(make_sources(), int(tokens))
+    peak, seconds = read_memory("VmHWM"), round(time.monotonic() - began)
+    print(json.dumps({"peak": peak, "beyond_weights": peak - before, "seconds": seconds, "ids": ids}))
 
 
 def compare(tokens: int) -> dict:
@@ -107,7 +110,7 @@ def main(arguments: list[str]) -> None:
     write_atomically(RESULT, lambda part: part.write_text(json.dumps(result, indent=1) + "\n"))
     for side in ("ours", "transformers"):
         peak, beyond = result[side]["peak"] / 1e9, result[side]["beyond_weights"] / 1e9
-        print(f"{side:<13} peak {peak:5.2f} GB, of which {beyond:5.2f} GB are not weights")
+        print(f"{side:<13} peak {peak:5.2f} GB, of which {beyond:5.2f} GB for decoding")
     print(f"ratio of the latter {result['ratio_beyond_weights']:.2f}")
 
 
