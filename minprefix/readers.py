@@ -186,8 +186,11 @@ def linearise_mr(mr: str) -> str:
 
 def linearise_record(record: Mapping[str, object]) -> str:
     """The source for a mapping whose keys are E2E's official or linearised names; empty values are left out.
-    One with triples has them under tripleset (DART) or modifiedtripleset (WebNLG). Raises InputError for an
-    unknown key and for a value that is neither text nor a number."""
+    One with triples has them under tripleset (DART) or modifiedtripleset (WebNLG), an article has its text
+    under document (XSum). Raises InputError for an unknown key and for a value that is neither text nor a
+    number."""
+    if "document" in record:
+        return tidy(record["document"])
     for key, lower in (("tripleset", True), ("modifiedtripleset", False)):
         if key in record:
             return linearise_triples(record[key], lower)

@@ -350,6 +350,7 @@ def test_xsum_sample_is_well_formed():
     [
         ("dart", "a.txt", "[TABLECONTEXT] : [title] : Jeff", "[TABLECONTEXT] : [title] : Jeff"),
         ("xsum", "a.txt", 'He said [sic] "no". {it}', 'He said [sic] "no". {it}'),
+        ("xsum", "a.jsonl", '{"id": 1, "document": "One.\\n\\nTwo.", "summary": "It."}', "One. Two."),
         ("dart", "a.txt", '{"tripleset": [["A", "LIVES IN", "B"]]}', "A : lives in : B"),
         ("webnlg", "a.json", '[{"modifiedtripleset": [["A_B", "livesIn", "C"]]}]', "A_B : livesIn : C"),
         ("webnlg", "a.txt", "A_B : livesIn : C | C : x : D", "A_B : livesIn : C | C : x : D"),
