@@ -136,11 +136,11 @@ def test_ids_are_those_of_transformers(beams, length_penalty):
     assert len(lengths) > 2
 
 
-@pytest.mark.parametrize("early_stopping", [False, True])
+@pytest.mark.parametrize(("length_penalty", "early_stopping"), [(0.8, False), (1.0, True), (2.0, False)])
 @pytest.mark.parametrize("beams", [1, 4, 6])
-def test_forced_tokens_lengths_and_repeats_are_those_of_transformers(beams, early_stopping):
+def test_forced_tokens_lengths_and_repeats_are_those_of_transformers(beams, length_penalty, early_stopping):
     """The options in bart-large-xsum's generation_config.json, all at once."""
-    cut = dict(max_new_tokens=15, min_new_tokens=6, no_repeat_ngram_size=2, length_penalty=0.8)
+    cut = dict(max_new_tokens=15, min_new_tokens=6, no_repeat_ngram_size=2, length_penalty=length_penalty)
     cut |= dict(early_stopping=early_stopping)
     for seed in range(5):
         lm, sources = make_bart(seed, **XSUM), random_sources(seed, count=4)
