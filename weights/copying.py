@@ -1,4 +1,4 @@
-"""How well a checkpoint copies: python weights/copying.py weights/gpt2-mini CORPUS [records]
+"""How well a checkpoint copies: python weights/copying.py weights/gpt2-mini CORPUS [records [PREFIX.pt]]
 
 Records of held-out documents, in a format that pre-training never showed (`key : value | key : value`, then
 <|endoftext|>), are continued greedily. Printed are two shares: of the names and numbers in the outputs, how
@@ -15,6 +15,7 @@ import corpus
 import records
 
 from minprefix.hub import load_lm
+from minprefix.store import load_prefix
 from minprefix.texts import generate_texts
 
 
@@ -40,10 +41,11 @@ def find_names(text: str) -> set[str]:
     return {fact.group().rstrip(".,:") for fact in facts if fact.lastgroup in ("name", "number")}
 
 
-def main(checkpoint: str, folder: str, count: str = "500") -> None:
+def main(checkpoint: str, folder: str, count: str = "500", prefix: str = "") -> None:
     lm, tokenizer = load_lm(checkpoint)
+    saved = load_prefix(prefix) if prefix else None
     sources = make_sources(folder, int(count))
-    texts = generate_texts(lm, tokenizer, [x for x, _ in sources], None, {"beams": 1, "max_new_tokens": 60})
+    texts = generate_texts(lm, tokenizer, [x for x, _ in sources], saved, {"beams": 1, "max_new_tokens": 60})
     written = [find_names(text) for text in texts]
     copied = sum(name in source for names, (source, _) in zip(written, sources) for name in names)
     mentioned = sum(name in text for text, (_, names) in zip(texts, sources) for name in names)
