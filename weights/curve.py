@@ -10,6 +10,7 @@ KINDS = {
     "loss": ("training, average of 20 steps", {"color": "#b8c4d6"}),
     "heldout": ("held-out text", {"color": "#1f5fa8", "marker": "o"}),
     "heldout_records": ("held-out text after its record", {"color": "#c4551d", "marker": "o"}),
+    "heldout_lost": ("held-out words that noise took (BART)", {"color": "#c4551d", "marker": "o"}),
 }
 
 
@@ -19,7 +20,8 @@ def draw(log: str, out: str) -> None:
     _, axes = plt.subplots(figsize=(7, 3.5), layout="constrained")
     for kind, (label, style) in KINDS.items():
         points = [(line["tokens"] / 1e6, line[kind]) for line in lines if kind in line]
-        axes.plot(*zip(*points), label=label, **style)
+        if points:
+            axes.plot(*zip(*points), label=label, **style)
     axes.set(xlabel="million tokens of this run", ylabel="nats per token")
     axes.grid(alpha=0.3)
     axes.legend()
