@@ -2,10 +2,10 @@
 
     MINPREFIX_DATA=FOLDER python -m experiments.ensemble WORK [MAX_STEPS] [RECORDS]
 
-Trains five seeds with the settings of the `prefix` cell of experiments/e2e.py (default 800 steps), and
-describes dev and test records (default 120 each) with each of them and with all. The length penalty of each
-is chosen by dev BLEU. WORK/STEPS-RECORDS keeps the prefixes and a JSON for each piece, which is not made
-again: a stopped run goes on where it was. summary.json there holds the table that is printed.
+Trains five seeds with the settings of the cell `prefix` of e2e (default 800 steps), and describes dev and
+test records (default 120 each) with each of them and with all. The length penalty of each is chosen by dev
+BLEU. WORK/STEPS-RECORDS keeps the prefixes and a JSON for each piece, which is not made again: a stopped run
+goes on where it was. summary.json there holds the table that is printed.
 """
 
 import json
@@ -15,24 +15,26 @@ import time
 from pathlib import Path
 
 import train
-from experiments.e2e import ALPHAS, GRID, SETTINGS
+from experiments.artefacts import MINI, make_artefacts
 from minprefix.data import find_files, pick, read_split
 from minprefix.hub import load_lm
 from minprefix.metrics import bleu
 from minprefix.store import load_prefix, write_atomically
 from minprefix.texts import generate_texts
 
-SEEDS, LR = range(5), 2e-3  # the rate that had the best dev BLEU in experiments/e2e.py
+CELL = make_artefacts(MINI)["e2e"]["prefix"]
+SEEDS, LR = range(5), 2e-3  # the rate that had the best dev BLEU in that cell
 
 
 def train_seed(work: Path, seed: int, max_steps: int) -> None:
     """Leaves WORK/SEED.pt; goes on from its state if a run was stopped."""
     out, state = work / f"{seed}.pt", work / f"{seed}.state.pt"
-    given = [f"lr={LR}", f"seed={seed}", f"out={out}", "eval_limit=1", f"max_steps={max_steps}"]
+    settings = dict(setting.split("=", 1) for setting in CELL.settings)
+    settings |= {"lr": LR, "seed": seed, "out": out, "eval_limit": 1, "max_steps": max_steps}
     if state.exists():
         train.main([f"resume={state}"])
     elif not out.exists():
-        train.main([*SETTINGS, *GRID["prefix"][0], *given])
+        train.main([f"{key}={value}" for key, value in settings.items()])
 
 
 def describe(work: Path, name: str, split: str, alpha: float, records: int) -> dict:
@@ -55,8 +57,8 @@ def describe(work: Path, name: str, split: str, alpha: float, records: int) -> d
 
 def measure_system(work: Path, name: str, records: int) -> dict:
     """Test metrics with the length penalty that is best on dev."""
-    dev = {alpha: describe(work, name, "dev", alpha, records) for alpha in ALPHAS}
-    best = max(ALPHAS, key=lambda alpha: dev[alpha]["BLEU"])
+    dev = {alpha: describe(work, name, "dev", alpha, records) for alpha in CELL.alphas}
+    best = max(CELL.alphas, key=lambda alpha: dev[alpha]["BLEU"])
     test = describe(work, name, "test", best, records)
     return {"length_penalty": best, "dev BLEU": dev[best]["BLEU"], "test BLEU": test["BLEU"]} | {
         "length_ratio": test["length_ratio"],

@@ -32,7 +32,7 @@ class Noise:
         self.mask = vocabulary["<mask>"]
         self.begins_word, self.ends_sentence = np.zeros((2, len(vocabulary)), dtype=bool)
         for token, i in vocabulary.items():
-            self.begins_word[i] = token[0] in "ĠĊ"  # a space, a line break
+            self.begins_word[i] = token[0] in "ĠĊ" or i == EOS  # a space, a line break
             self.ends_sentence[i] = token.rstrip("\"')").endswith((".", "!", "?", "Ċ"))
 
     def make_batch(self, ids: np.ndarray, seed: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -70,10 +70,11 @@ class Noise:
 
     def infill(self, row: np.ndarray, rng: np.random.Generator) -> tuple[list[int], np.ndarray]:
         """Text infilling: a <mask> for each span of words, even an empty one -> the source, what is lost."""
-        starts = np.flatnonzero(self.begins_word[row])
-        words = np.split(np.arange(len(row)), starts[starts > 0])
-        lengths = rng.poisson(SPAN, len(words))
-        lengths = lengths[: np.searchsorted(lengths.cumsum(), MASKED * len(words))]
+        starts = np.flatnonzero(self.begins_word[row[1:]] | (row[:-1] == EOS)) + 1
+        words = np.split(np.arange(len(row)), starts)
+        lengths, total = rng.poisson(SPAN, len(words)), round(MASKED * len(words))
+        lengths = lengths[: np.searchsorted(lengths.cumsum(), total) + 1]
+        lengths[-1] -= max(0, lengths.sum() - total)  # the last one fits
         kept = len(words) - lengths.sum()
         is_span = np.zeros(kept + len(lengths), dtype=bool)
         is_span[rng.choice(len(is_span), len(lengths), replace=False)] = True  # spans never overlap

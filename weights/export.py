@@ -63,7 +63,7 @@ def describe_bart(lm: BART) -> dict[str, dict]:
     for side in ("encoder", "decoder"):
         for key in ("layers", "attention_heads", "ffn_dim"):
             config[f"{side}_{key}"] = getattr(c, f"{side}_{key}")
-    config |= {"activation_function": "gelu", "scale_embedding": False, "init_std": 0.02}
+    config |= {"activation_function": c.activation_function, "scale_embedding": c.scale_embedding}
     config |= dict.fromkeys(("dropout", "attention_dropout", "activation_dropout"), 0.0)
     config |= {"tie_word_embeddings": True, "forced_eos_token_id": EOS}
     ids = {"bos_token_id": BOS, "pad_token_id": PAD, "eos_token_id": EOS, "decoder_start_token_id": EOS}
