@@ -84,6 +84,8 @@ def train(config: Config, lm, tokenizer, files, state: dict | None = None) -> to
     print(
         f"{config.method} on {config.model}: {numbers:,} numbers, {len(train_pairs):,} pairs, {total:,} steps"
     )
+    if shortened := sum(len(source) == config.max_source for source, _ in train_pairs):
+        print(f"{shortened:,} sources are cut to {config.max_source} tokens (max_source; 0 cuts nothing)")
 
     facts = describe_origin(lm, files)
     bar = tqdm(total=total, initial=first, unit="step", disable=None)

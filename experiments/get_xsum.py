@@ -11,6 +11,7 @@ and the split's JSON file, into FOLDER. The archive and bbc-summary-data are not
 
 import gzip
 import hashlib
+import http.client
 import json
 import os
 import sys
@@ -60,7 +61,9 @@ def resume(url: str, part: Path, path: Path) -> None:
         with urllib.request.urlopen(request, timeout=30) as response:
             start = start if response.status == 206 else 0  # 200: the site sends all of it again
             copy(response, part, start)
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
+        if getattr(error, "code", None) == 416:  # more is there than the site has: begin anew the next time
+            part.unlink()
         raise InputError(f"{url} broke off ({error}); try again, or put the file at {path}") from error
 
 
@@ -150,6 +153,7 @@ if __name__ == "__main__":
     try:
         main(Path(sys.argv[1]) if len(sys.argv) > 1 else data_folder() / "xsum")
     except InputError as error:
-        sys.exit(f"get_xsum.py: {error}")
+        print(f"get_xsum.py: {error}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

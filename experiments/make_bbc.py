@@ -40,9 +40,10 @@ def convert(path: Path, folder: Path) -> dict[str, int]:
 
 if __name__ == "__main__":
     try:
+        if len(sys.argv) < 2:
+            raise InputError("give the file bbc_2004_2005.jsonl.gz, and a folder if you like")
         folder = Path(sys.argv[2]) if len(sys.argv) > 2 else data_folder() / "bbc"
         print(folder, convert(Path(sys.argv[1]), folder))
     except InputError as error:
-        sys.exit(f"make_bbc.py: {error}")
-    except IndexError:
-        sys.exit(__doc__)
+        print(f"make_bbc.py: {error}", file=sys.stderr)
+        sys.exit(2)

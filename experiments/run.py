@@ -248,7 +248,7 @@ def measure(config: Config, described: list) -> dict:
 
 def measure_choice(files: DataFiles, described: list) -> dict:
     """The metric that dev chooses by, without the slow ones beside it."""
-    metric = rouge if files.dataset.startswith("xsum") else bleu
+    metric = rouge if files.dataset.startswith(("xsum", "bbc")) else bleu
     metrics = metric([text for _, text in described], [record.references for record, _ in described])
     return metrics | {"records": len(described)}
 

@@ -131,7 +131,6 @@ def build_lm(config: Config) -> GPT2 | BART:
             nn.init.zeros_(p)
     if config.init:
         start, _ = load_lm(config.init)
-        check_start(start, config)
         if is_bart:
             transplant(start, lm, read_ids(config)[None, : start.config.n_positions])
         else:
@@ -432,8 +431,9 @@ def main(arguments: list[str]) -> None:
     began, config = time.time(), parse(arguments)
     if Path(config.out).exists():
         raise InputError(f"{config.out} exists and is not replaced: give another out=FOLDER, or move it away")
+    if config.init:  # so that bad input is found before anything is written
+        check_start(load_lm(config.init)[0], config)
     prepare_data(config)
-    build_lm(config)  # so that bad input is found here and not in a worker
     cut_log(config, read_state(config))
     (Path(config.work) / "rendezvous").unlink(missing_ok=True)
     options = (config, began + 60 * config.minutes)
