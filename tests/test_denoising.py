@@ -54,9 +54,7 @@ def test_spans_are_whole_words_and_about_a_third_of_them(noise):
     assert np.mean(lost) == pytest.approx(0.3, abs=0.01)
     assert 2.6 < 200 * np.mean(lost) / np.mean(masks) < 3.2  # words a span
     rows = [noise.infill(np.array([A, B, DOT, denoising.EOS, D, C] * 10), rng) for _ in range(50)]
-    assert all(
-        taken.sum() in range(13, 23) for _, taken in rows
-    )  # 15 of 50 words
+    assert all(taken.sum() in range(13, 23) for _, taken in rows)  # 15 of 50 words
 
 
 def test_sentences_change_places_within_their_document(noise):
