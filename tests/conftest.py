@@ -94,7 +94,16 @@ def tiny_folder(tmp_path_factory) -> Path:
     return folder
 
 
+WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
+
+
 @pytest.fixture(scope="session")
 def bundled() -> str:
-    """The bundled model's folder."""
-    return str(Path(__file__).resolve().parent.parent / "weights" / "gpt2-mini")
+    """The bundled GPT-2's folder."""
+    return str(WEIGHTS / "gpt2-mini")
+
+
+@pytest.fixture(scope="session")
+def bundled_bart() -> str:
+    """The bundled BART's folder."""
+    return str(WEIGHTS / "bart-mini")

@@ -604,6 +604,27 @@ def test_a_checkpoint_writes_what_it_writes_in_transformers(folder):
         assert [*ours, 2] == expected
 
 
+def test_the_bundled_bart_is_transformers_and_writes_the_same(bundled_bart):
+    transformers = pytest.importorskip("transformers", reason="transformers is a test dependency")
+    theirs = transformers.AutoModelForSeq2SeqLM.from_pretrained(bundled_bart, dtype=torch.float32).eval()
+    their_tokenizer = transformers.AutoTokenizer.from_pretrained(bundled_bart)
+    lm, tokenizer = load_lm(bundled_bart)
+    texts = ("The river rose<mask> night, and the road to Pellwood was closed.", "Café Rouge sold 17 houses.")
+    for text in texts:
+        source = encode_source(lm, tokenizer, text)
+        assert source == their_tokenizer(text)["input_ids"]
+        x, y = torch.tensor([source]), torch.tensor([[2, *source[:6]]])
+        with torch.no_grad():
+            assert_close(lm(x, y), theirs(input_ids=x, decoder_input_ids=y).logits, 1e-4)
+        for beams, alpha in ((1, 1.0), (4, 2.0), (6, 0.8)):
+            options = dict(min_new_tokens=11, max_new_tokens=30, length_penalty=alpha)
+            expected = theirs.generate(input_ids=x, num_beams=beams, do_sample=False, **options)[
+                0, 1:
+            ].tolist()
+            ours = generate(lm, [source], beams=beams, **options)[0]
+            assert ours == (expected[: expected.index(2)] if 2 in expected else expected)
+
+
 SHORT = ["dataset=e2e", "data=sample", "max_steps=3", "batch_size=4", "prefix_len=3", "mlp_hidden=8"]
 SHORT += ["n_train=20", "dev_limit=4", "eval_limit=3", "max_new_tokens=8", "beams=2", "lr=0.05"]
 
