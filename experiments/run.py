@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 
 from experiments.artefacts import MINI, PAPER, Cell, choose_runs, make_artefacts, merit, read_runs
-from minprefix.config import DECODING, Config, parse_config
+from minprefix.config import DECODING, Config, parse_config, restore_config
 from minprefix.data import DataFiles, find_files, pick, read_split
 from minprefix.errors import InputError
 from minprefix.hub import load_lm
@@ -39,7 +39,6 @@ from train import (
     describe_origin,
     load_state,
     log_path,
-    restore_config,
     score_texts,
     state_path,
     train,
@@ -192,7 +191,7 @@ def resume(config: Config) -> dict | None:
     """The state that a stopped process left for this very cell, if there is one."""
     path = state_path(Path(config.out))
     state = load_state([f"resume={path}"]) if path.exists() else None
-    if state and restore_config(state) != config:
+    if state and restore_config(state["config"]) != config:
         raise InputError(f"{path} was begun with other settings: remove it to start the cell anew")
     return state
 
