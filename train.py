@@ -5,6 +5,7 @@ A run leaves DATASET.pt (the prefix), DATASET.jsonl (its log) and, while it is u
 
 import contextlib
 import dataclasses
+import glob
 import json
 import math
 import random
@@ -337,7 +338,7 @@ def refuse_overwriting(config: Config, state: dict | None) -> None:
 def remove_parts(out: Path) -> None:
     """Removes what a killed run was in the middle of writing: nobody else writes here now."""
     for path in (out, state_path(out), log_path(out)):
-        for part in path.parent.glob(f".{path.name}.*.tmp"):
+        for part in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
             part.unlink()
 
 

@@ -54,7 +54,10 @@ def hold(path: str | Path) -> Iterator[None]:
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            # Its former holder may have removed the file since we opened it: a third process locks another.
+            if not os.path.samestat(os.fstat(file.fileno()), os.stat(lock)):
+                raise FileNotFoundError
+        except (BlockingIOError, FileNotFoundError):
             raise InputError(f"another process writes {path}: wait, or give another name") from None
         try:
             yield

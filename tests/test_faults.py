@@ -6,6 +6,7 @@ MINPREFIX_KILLS=100 kills at so many random moments instead of 20.
 
 import collections
 import errno
+import fcntl
 import hashlib
 import http.server
 import json
@@ -201,6 +202,28 @@ def test_two_runs_do_not_write_to_one_place(folder, tmp_path):
     with hold(out):  # the dead hold nothing
         pass
     assert sorted(path.name for path in tmp_path.iterdir()) == ["e2e.jsonl", "e2e.state.pt"]
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_lock_that_is_removed_while_it_is_taken_is_none(again, tmp_path, monkeypatch):
+    """By its former holder, as that ends; `again`: a third process has then made a new one."""
+    lock = tmp_path / ".e2e.pt.lock"
+
+    def remove(*_):
+        lock.unlink()
+        if again:
+            lock.touch()
+
+    monkeypatch.setattr(fcntl, "flock", remove)
+    with pytest.raises(InputError, match="another process writes"), hold(tmp_path / "e2e.pt"):
+        pass
+
+
+def test_only_a_run_s_own_parts_are_removed(tmp_path):
+    for name in (".a[1].pt.7.tmp", ".a1.pt.7.tmp"):
+        (tmp_path / name).touch()
+    train.remove_parts(tmp_path / "a[1].pt")
+    assert [path.name for path in tmp_path.iterdir()] == [".a1.pt.7.tmp"]
 
 
 # --- full disks, no memory, no good numbers ---
