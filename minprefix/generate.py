@@ -1,6 +1,8 @@
 """Decoding: greedy, sampling, and beam search with length normalisation as a tree in one row of the cache."""
 
 import math
+import random
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -100,7 +102,7 @@ def generate(
     members = assign_prefixes(prefix, len(sources), ensemble)
     for prefixes in zip(*members):
         check_rows(lm, sources, prefixes, max_new_tokens)
-    generator = torch.Generator(lm.wte.weight.device).manual_seed(seed)
+    noise = make_noise(sources, members, options)
     outputs: list[list[int]] = [[] for _ in sources]
     by_length = sorted(range(len(sources)), key=lambda row: len(sources[row]))
     for start in range(0, len(sources), batch_size):
@@ -108,7 +110,7 @@ def generate(
         cache, ids = prefill(lm, [sources[row] for row in rows], [members[row] for row in rows])
         cache.in_place = True
         if beams == 1:
-            found = decode_tokens(lm, cache, ids, options, generator)
+            found = decode_tokens(lm, cache, ids, options, noise[rows])
         else:
             found = search_beams(lm, cache, ids, options)
         for row, tokens in zip(rows, found):
@@ -210,16 +212,30 @@ def predict(lm, ids: Tensor, cache: Cache) -> Tensor:
     return log_p.logsumexp(1) - math.log(M)
 
 
-def decode_tokens(
-    lm, cache: Cache, ids: Tensor, options: Options, generator: torch.Generator
-) -> list[list[int]]:
+def make_noise(sources: list[list[int]], members: list[list], options: Options) -> Tensor:
+    """Numbers from [0, 1), one for each source and token (B, max_new_tokens). A source's follow from the
+    seed, its ids and how often its prefixes had it before, not from who else asks.
+    """
+    asked: Counter = Counter()
+    noise = []
+    for source, prefixes in zip(sources, members):
+        key = (*source, *map(id, prefixes))
+        numbers = random.Random(f"{options.seed} {source} {asked[key]}")
+        noise.append([numbers.random() for _ in range(options.max_new_tokens)])
+        asked[key] += 1
+    return torch.tensor(noise, dtype=torch.float64)  # in float32 the largest would be 1
+
+
+def decode_tokens(lm, cache: Cache, ids: Tensor, options: Options, noise: Tensor) -> list[list[int]]:
     """One token a step and row, the likeliest or a drawn one; rows that end leave the batch."""
     outputs: list[list[int]] = [[] for _ in ids]
     rows, tokens = torch.arange(len(ids), device=ids.device), ids  # (B, 1 + what is generated)
-    for _ in range(options.max_new_tokens):
+    noise = noise.to(ids.device)  # (B, max_new_tokens)
+    for step in range(options.max_new_tokens):
         logits = predict(lm, tokens[:, -1:], cache)[:, 0]  # (B, V)
         logits = constrain(logits, tokens, lm.config.eos_token_id, options)
-        ids = draw(logits, options, generator) if options.sample else logits.argmax(-1)[:, None]  # (B, 1)
+        u = noise[rows, step]  # (B,)
+        ids = draw(logits, options, u) if options.sample else logits.argmax(-1)[:, None]  # (B, 1)
         tokens = torch.cat((tokens, ids), 1)
         going = ids[:, 0] != lm.config.eos_token_id
         if not going.all():
@@ -309,11 +325,15 @@ def forbid_repeats(scores: Tensor, tokens: Tensor, n: int) -> None:
     scores.scatter_add_(-1, windows[..., -1], torch.where(seen, -torch.inf, 0.0))
 
 
-def draw(logits: Tensor, options: Options, generator: torch.Generator) -> Tensor:
-    """A token for each row (B, 1), from the top_k likeliest and of these the fewest that hold top_p."""
+def draw(logits: Tensor, options: Options, u: Tensor) -> Tensor:
+    """The token of each row (B, 1) on which u (B,) from [0, 1) falls, of the top_k likeliest and of these the
+    fewest that hold top_p.
+    """
     logits, token = (logits / options.temperature).sort(descending=True)  # (B, V)
     if options.top_k:
         logits[:, options.top_k :] = -torch.inf
     p = logits.softmax(-1)
     p[p.cumsum(-1) - p >= options.top_p] = 0  # never the likeliest: nothing comes before it
-    return token.gather(1, p.multinomial(1, generator=generator))
+    ends = p.double().cumsum(-1)  # (B, V): token v has the part of [0, 1) between the ends of v - 1 and v
+    places = torch.searchsorted(ends, u[:, None] * ends[:, -1:], right=True)  # (B, 1)
+    return token.gather(1, places.clamp(max=ends.shape[-1] - 1))  # of a row of NaN, the last one

@@ -1,5 +1,6 @@
 """Several prefixes in one call: each row its own, or all of them together."""
 
+import dataclasses
 import json
 
 import pytest
@@ -84,6 +85,20 @@ def test_a_user_s_logits_do_not_depend_on_who_else_is_in_the_batch(model):
             row = read_logits(lm, [x] * (1 + len(others)), [*others, ours])[-1]
             assert (row - batch).abs().max() <= 1e-5 * scale
         assert (read_logits(lm, [x], [short])[0] - batch).abs().max() > 0.01 * scale
+
+
+def test_a_user_s_draws_do_not_depend_on_who_else_is_in_the_batch():
+    """Nor on a prefix so large that its own row is NaN; one user's repeated questions are drawn anew."""
+    lm, options = make_gpt2(), dict(beams=1, sample=True, max_new_tokens=8, seed=3)
+    ours, other = make_prefix(lm, "prefix", 3, 1), make_prefix(lm, "prefix", 2, 2)
+    huge = dataclasses.replace(other, sites={"decoder": torch.full_like(other.sites["decoder"], 3e38)})
+    x, y = [5, 6, 7], [8, 9]
+    alone = generate(lm, [x, y, x, x], [ours] * 4, **options)
+    assert len({tuple(alone[row]) for row in (0, 2, 3)}) > 1
+    for neighbour in (other, huge, None):
+        rows = [neighbour, ours, neighbour, ours, ours, ours]
+        together = generate(lm, [x, x, y, y, x, x], rows, batch_size=4, **options)
+        assert [together[row] for row in (1, 3, 4, 5)] == alone
 
 
 def test_a_folder_of_files_is_the_store(tmp_path):
