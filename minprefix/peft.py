@@ -5,6 +5,7 @@ import os
 import shutil
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -33,6 +34,8 @@ def from_peft(folder: str | Path) -> SavedPrefix:
     names what is missing, damaged or of another kind.
     """
     folder = Path(folder)
+    if not (folder / CONFIG).exists():
+        raise InputError(f"{folder} is no PEFT folder, for it has no {CONFIG}: give one, or a .pt file")
     config = pick_keys(folder / CONFIG, read_json(folder / CONFIG), KEYS)
     shape = {ours: config[theirs] for ours, theirs in SHAPE.items()}
     width = 2 * shape["n_layer"] * shape["n_embd"]
@@ -83,16 +86,17 @@ def _read_tensor(folder: Path, shape: tuple[int, int]) -> tuple[Tensor, str]:
         raise InputError(f"{folder / 'adapter_model.bin'} is refused, because it can hold code: {advice}")
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118 (not a dict)
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
             fingerprint = (file.metadata() or {}).get("base_fingerprint", "")
     except (OSError, SafetensorError) as error:
         reason = first_line(error)
         raise InputError(f"{path} is missing or damaged ({reason}): copy the folder again") from None
     found = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
-    if found != {TENSOR: shape} or not tensors[TENSOR].isfinite().all():
-        promised = f"finite numbers in {TENSOR} {shape}"
+    P_theta = tensors.get(TENSOR, torch.empty(0))
+    if found != {TENSOR: shape} or not P_theta.is_floating_point() or not P_theta.float().isfinite().all():
+        promised = f"finite floats in {TENSOR} {shape}"
         raise InputError(f"{path} holds {found}, but {CONFIG} promises {promised}: copy both again")
-    return tensors[TENSOR], fingerprint
+    return P_theta.float(), fingerprint
 
 
 def _write_folder(folder: Path, files: dict[str, bytes]) -> None:

@@ -242,13 +242,18 @@ def leave_a_pickle(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda folder: (folder / ours.CONFIG).unlink(), "adapter_config.json cannot be read"),
+        (
+            lambda folder: (folder / ours.CONFIG).unlink(),
+            "is no PEFT folder, for it has no adapter_config.json: give one, or a .pt file",
+        ),
         (lambda folder: (folder / ours.CONFIG).write_text("{"), "is not JSON"),
         (lambda folder: (folder / ours.WEIGHTS).unlink(), "safetensors is missing or damaged"),
         (lambda folder: (folder / ours.WEIGHTS).write_bytes(b"PK"), "missing or damaged"),
         (leave_a_pickle, "adapter_model.bin is refused, because it can hold code"),
         (put(lora_A=torch.ones(2, 2)), "holds .'lora_A'"),
         (put(prompt_embeddings=torch.full((3, 128), torch.nan)), "finite"),
+        (put(prompt_embeddings=torch.ones(3, 128, dtype=torch.int64)), "promises finite floats"),
+        (put(prompt_embeddings=torch.ones(3, 128, dtype=torch.complex64)), "promises finite floats"),
         (put(prompt_embeddings=torch.ones(3, 128), head=torch.ones(2, 2)), "'head'"),
     ],
 )
