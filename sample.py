@@ -74,6 +74,8 @@ def main(arguments: list[str]) -> None:
     dataset, given = read_setting(prefixes[0], "dataset"), args.input is not None
     records = read_input(args.input, dataset) if given else choose_records(args, prefixes[0])
     lm, tokenizer = load_lm(name_model(args, prefixes[0]), device=args.device)
+    if args.ensemble:
+        check_members(args.prefix, prefixes)
     options = choose_options(args, prefixes[0])
     rows = prepare_prefixes(lm, prefixes)
     sources = [encode_source(lm, tokenizer, record.source, options["max_source"]) for record in records]
@@ -117,6 +119,14 @@ def prepare_prefixes(lm, prefixes: list[SavedPrefix]) -> list[SavedPrefix | None
         if prefix.tensors:
             apply_tensors(lm, prefix)
     return [prefix if prefix.sites else None for prefix in prefixes]
+
+
+def check_members(names: list[str], prefixes: list[SavedPrefix]) -> None:
+    """InputError where an ensemble makes no sense."""
+    if len(set(names)) < 2:
+        raise InputError("--ensemble needs two different --prefix at least: give another one")
+    if len(tasks := {str(prefix.config["dataset"]) for prefix in prefixes if "dataset" in prefix.config}) > 1:
+        raise InputError(f"--ensemble needs prefixes of one task, not of {' and '.join(sorted(tasks))}")
 
 
 def answer(args, lm, tokenizer, records: list[Record], rows: list, options: dict) -> Iterator[dict]:

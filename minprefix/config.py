@@ -160,6 +160,7 @@ def check(c: Config) -> None:
         (c.init == "random" or not no_prefix, f"method={c.method} has no prefix: leave init= out"),
         (not c.sites or not no_prefix, f"method={c.method} has no prefix: leave sites= out"),
         (not c.out or c.out.endswith(".pt"), f"out={c.out} must end in .pt"),
+        (not c.out.endswith(".state.pt"), f"out={c.out} is the name of a state: choose another one"),
         (c.loss in ("token", "sum"), f"loss={c.loss} must be token or sum"),
     )
     for good, problem in checks:

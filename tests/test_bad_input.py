@@ -389,7 +389,7 @@ TOKENIZER_ROWS = [
 NO_PREFIX = "is not a prefix of format"
 PREFIX_ROWS = [
     ("missing", remove("good.pt"), "good.pt does not exist"),
-    ("a folder", make_folder("good.pt"), "good.pt/adapter_config.json cannot be read"),
+    ("a folder", make_folder("good.pt"), "good.pt is no PEFT folder"),
     ("empty", put("good.pt", b""), "good.pt is damaged or no .pt file"),
     ("text", put("good.pt", "hello"), "good.pt"),
     ("cut", cut("good.pt", 0.5), "good.pt is damaged or no .pt file"),
@@ -604,6 +604,7 @@ TRAIN_FLAGS = [
     ("out=run/e2e.pt", "go on with resume=run/e2e.state.pt"),
     ("out=gone/e2e.pt", "gone/e2e"),
     ("out=in.txt/e2e.pt", "in.txt/e2e"),
+    ("out=e2e.state.pt", "e2e.state.pt is the name of a state"),
     ("out=" + "a" * 300 + ".pt", "File name too long"),
 ]
 
@@ -647,6 +648,9 @@ SAMPLE_FLAGS = [
     ("--output model", "model exists and is not overwritten"),
     ("--output gone/a.jsonl", "gone/a.jsonl cannot be written"),
     ("--output ''", "--output"),
+    ("--ensemble", "--ensemble needs two different"),
+    ("--ensemble --prefix good.pt", "--ensemble needs two different"),
+    ("--prefix model", "model is no PEFT folder"),
 ]
 
 NO_STATE = "is no training state"
