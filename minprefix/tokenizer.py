@@ -84,8 +84,9 @@ def load_tokenizer(folder: str | Path, special: tuple[str, ...] = GPT2_SPECIAL) 
 
 def read_json(path: Path) -> dict:
     """The JSON object in a file of a checkpoint. InputError where there is none."""
+    text = _read_text(path)
     try:
-        content = json.loads(_read_text(path), object_pairs_hook=refuse_twins)
+        content = json.loads(text, object_pairs_hook=refuse_twins)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON ({error}): put the checkpoint's own file there") from None
     if not isinstance(content, dict):

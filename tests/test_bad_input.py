@@ -743,6 +743,7 @@ def run_here(command: str) -> str:
 
 def assert_one_sentence(message: str, words: str) -> None:
     assert words in message
+    assert max(map(message.count, ("put the", " again", "cannot be"))) <= 1, message  # not one in another
     assert "\n" not in message and not message.endswith(".") and len(message) < 1000
 
 
