@@ -1,20 +1,18 @@
 """Text in, numbers out: each metric by the definition behind the figures that papers print.
 
 `outputs` is a list of texts, `references` a list of texts for each of them; an output may be empty, a blank
-reference does not count. All raise InputError where an output has no reference. BLEU, ROUGE, METEOR and TER
-are on the scale 0 to 100 (TER can be larger, and less is better), NIST and CIDEr on their own.
+reference does not count. All raise InputError where an output has no reference. BLEU, ROUGE and TER are on
+the scale 0 to 100 (TER can be larger, and less is better), NIST and CIDEr on their own. METEOR is a Java
+program: experiments/meteor.py runs it, for tables only.
 """
 
-import importlib.util
 import math
 import re
-import shutil
-import subprocess
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import partial
-from pathlib import Path
+from functools import reduce
+from itertools import zip_longest
+from operator import or_
 
 import numpy as np
 import sacrebleu
@@ -67,18 +65,17 @@ def ter(outputs: list[str], references: list[Sequence[str]]) -> dict[str, float]
 def nist(outputs: list[str], references: list[Sequence[str]]) -> dict[str, float]:
     """NIST-5 (Doddington 2002) as mteval-v13a computes it: an n-gram counts as often as one reference has it,
     and weighs the bits that its last word adds, estimated on all references. Lower case, 13a tokens."""
-    rows = _tokenize(words_13a, outputs, references)
-    seen, total = Counter({(): sum(len(words) for _, texts in rows for words in texts)}), 0.0
+    rows, total = tokenize_all(words_13a, outputs, references), 0.0
+    seen = Counter({(): sum(len(words) for _, *texts in rows for words in texts)})
     for n in range(1, 6):
+        counts = [[_count(words, n) for words in row] for row in rows]
+        seen.update(gram for _, *texts in counts for text in texts for gram in text.elements())
         bits = 0.0
-        counts = [(_count(words, n), [_count(text, n) for text in texts]) for words, texts in rows]
-        for text in (text for _, texts in counts for text in texts):
-            seen.update(text)
-        for output, texts in counts:
-            matched = {gram: min(k, max(text[gram] for text in texts)) for gram, k in output.items()}
-            bits += sum(k * math.log2(seen[gram[:-1]] / seen[gram]) for gram, k in matched.items() if k)
-        total += bits / max(1, sum(output.total() for output, _ in counts))
-    ratio = sum(len(words) for words, _ in rows) / sum(np.mean([*map(len, texts)]) for _, texts in rows)
+        for output, *texts in counts:
+            matched = output & reduce(or_, texts)  # of a gram the fewer: in the output, or in one reference
+            bits += sum(k * math.log2(seen[gram[:-1]] / seen[gram]) for gram, k in matched.items())
+        total += bits / max(1, sum(output.total() for output, *_ in counts))
+    ratio = sum(len(words) for words, *_ in rows) / sum(np.mean([*map(len, texts)]) for _, *texts in rows)
     # half the score at two thirds of the references' mean length
     penalty = 0.5 ** (math.log(min(1, ratio)) / math.log(1.5)) ** 2 if ratio else 0
     return {"NIST": total * penalty}
@@ -88,7 +85,7 @@ def rouge_l(outputs: list[str], references: list[Sequence[str]]) -> dict[str, fl
     """ROUGE-L of the COCO tools: F with beta = 1.2 of the best precision and the best recall over the
     references (not of one and the same), mean over outputs. COCO words."""
     figures = []
-    for words, texts in _tokenize(words_coco, outputs, references):
+    for words, *texts in tokenize_all(words_coco, outputs, references):
         common = [_lcs(words, text) for text in texts]
         p = max(common) / max(1, len(words))
         r = max(length / max(1, len(text)) for length, text in zip(common, texts))
@@ -99,69 +96,40 @@ def rouge_l(outputs: list[str], references: list[Sequence[str]]) -> dict[str, fl
 def cider(outputs: list[str], references: list[Sequence[str]]) -> dict[str, float]:
     """CIDEr-D (Vedantam et al. 2015), sigma 6: clipped tf-idf cosine over 1- to 4-grams, idf from these
     references, so it needs several records (one alone scores 0). COCO words, unstemmed."""
-    rows, total = _tokenize(words_coco, outputs, references), 0.0
+    rows, total = tokenize_all(words_coco, outputs, references), 0.0
     for n in range(1, 5):
-        counts = [(_count(words, n), [_count(text, n) for text in texts]) for words, texts in rows]
-        df = Counter(gram for _, texts in counts for gram in set().union(*texts))
-        for (words, texts), (output, others) in zip(rows, counts):
-            vectors = [
-                {gram: k * math.log(len(rows) / (df[gram] or 1)) for gram, k in count.items()}
-                for count in (output, *others)
+        counts = [[_count(words, n) for words in row] for row in rows]
+        df = Counter(gram for _, *texts in counts for gram in set().union(*texts))
+        for (words, *texts), row in zip(rows, counts):
+            output, *others = [
+                {gram: k * math.log(len(rows) / max(1, df[gram])) for gram, k in count.items()}
+                for count in row
             ]
             # the COCO tools compare the numbers of bigrams
             gaps = [max(1, len(words)) - max(1, len(text)) for text in texts]
-            cosines = [_clipped_cosine(vectors[0], vector) for vector in vectors[1:]]
-            total += np.mean(
-                [cosine * math.exp(-(gap**2) / (2 * 6**2)) for cosine, gap in zip(cosines, gaps)]
-            )
+            nearness = [math.exp(-(gap**2) / (2 * 6**2)) for gap in gaps]
+            total += np.mean([x * _clipped_cosine(output, other) for x, other in zip(nearness, others)])
     return {"CIDEr": float(10 * total / 4 / len(rows))}
-
-
-def meteor(outputs: list[str], references: list[Sequence[str]], tokenize: Callable = words_coco) -> dict:
-    """METEOR 1.5 by its authors' Java program, which the extra `meteor` installs, on the words of the COCO
-    tools; {"METEOR": None, "METEOR missing": the reason} where it cannot run."""
-    rows = _tokenize(tokenize, outputs, references)
-    package = importlib.util.find_spec("pycocoevalcap")
-    if not package or not shutil.which("java"):
-        reason = "java is not on the PATH" if package else 'pip install "minprefix[meteor]" brings it'
-        return {"METEOR": None, "METEOR missing": reason}
-    width = max(len(texts) for _, texts in rows)
-    # METEOR reads `width` lines for each output; a blank one is no reference
-    padded = [words for _, texts in rows for words in texts + [[]] * (width - len(texts))]
-    with tempfile.TemporaryDirectory() as folder:
-        paths = [Path(folder, name) for name in ("outputs", "references")]
-        for path, lines in zip(paths, ([words for words, _ in rows], padded)):
-            path.write_text("".join(" ".join(words) + "\n" for words in lines), encoding="utf-8")
-        jar = Path(package.submodule_search_locations[0], "meteor", "meteor-1.5.jar")
-        command = ["java", "-Dfile.encoding=UTF-8", "-Xmx2G", "-jar", jar, *paths, "-l", "en", "-norm"]
-        result = subprocess.run([*command, "-r", str(width)], capture_output=True, text=True)
-    if found := re.search(r"Final score:\s*(\S+)", result.stdout):
-        return {"METEOR": 100 * float(found[1])}
-    return {"METEOR": None, "METEOR missing": f"java failed: {' '.join(result.stderr.split())[:200]}"}
 
 
 def rouge(outputs: list[str], references: list[Sequence[str]], seed: int = 0) -> dict[str, float]:
     """ROUGE-1, -2 and -L of the package rouge-score with stemming, the best F over the references, each with
     the ends of a 95% bootstrap interval over the outputs (1,000 draws)."""
     names = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
-    best = map(RougeScorer(names, use_stemmer=True).score_multi, _check(outputs, references), outputs)
+    scorer = RougeScorer(names, use_stemmer=True)
+    best = map(scorer.score_multi, check_references(outputs, references), outputs)
     f = 100 * np.array([[found[name].fmeasure for name in names] for found in best])  # (records, 3)
-    times = np.random.default_rng(seed).multinomial(
-        len(f), np.full(len(f), 1 / len(f)), 1000
-    )  # (1000, records)
-    ends = [f.mean(0), *np.percentile(times @ f / len(f), [2.5, 97.5], axis=0)]
-    return {
-        name + end: float(x[i])
-        for i, name in enumerate(names.values())
-        for end, x in zip(("", " low", " high"), ends)
-    }
+    times = np.random.default_rng(seed).multinomial(len(f), [1 / len(f)] * len(f), 1000)  # (1000, records)
+    low, high = np.percentile(times @ f / len(f), [2.5, 97.5], axis=0)  # (3,)
+    found = {"": f.mean(0), " low": low, " high": high}
+    return {name + end: float(x[i]) for i, name in enumerate(names.values()) for end, x in found.items()}
 
 
 # data set: what its official script does to a text, how many references it reads, what it reports
 OFFICIAL = {
-    "e2e": (str, None, (bleu, nist, meteor, rouge_l, cider)),
-    "webnlg": (split_signs, 3, (bleu, partial(meteor, tokenize=str.split), ter)),
-    "dart": (split_signs, 3, (bleu, partial(meteor, tokenize=str.split), ter)),
+    "e2e": (str, None, (bleu, nist, rouge_l, cider)),
+    "webnlg": (split_signs, 3, (bleu, ter)),
+    "dart": (split_signs, 3, (bleu, ter)),
     "xsum": (str, None, (rouge,)),
 }
 
@@ -171,19 +139,19 @@ def score(
     outputs: list[str],
     references: list[Sequence[str]],
     groups: Sequence[str] = (),
-    with_meteor: bool = False,
+    more: Sequence[Callable] = (),
 ) -> dict:
-    """What the official script of a data set reports, as {name: figure}; where there are several groups, also
-    "groups": the same for each, scored as a test set of its own. METEOR takes Java and half a minute."""
+    """What the official script of a data set reports, as {name: figure}, with `more` metrics behind; where
+    there are several groups, also "groups": the same for each, scored as a test set of its own."""
     prepare, limit, metrics = OFFICIAL[dataset.partition("-")[0]]
-    if not with_meteor:
-        metrics = [metric for metric in metrics if getattr(metric, "func", metric) is not meteor]
-    references = [[prepare(text) for text in texts[:limit]] for texts in _check(outputs, references)]
+    references = [
+        [prepare(text) for text in texts[:limit]] for texts in check_references(outputs, references)
+    ]
     rows = list(zip(map(prepare, outputs), references))
-    figures = _apply(metrics, rows)
+    figures = _apply((*metrics, *more), rows)
     if len(set(groups)) > 1:
         parts = {name: [row for row, group in zip(rows, groups) if group == name] for name in set(groups)}
-        figures["groups"] = {name: _apply(metrics, parts[name]) for name in sorted(parts)}
+        figures["groups"] = {name: _apply((*metrics, *more), parts[name]) for name in sorted(parts)}
     return figures
 
 
@@ -192,10 +160,10 @@ def _apply(metrics: Sequence[Callable], rows: list[tuple[str, list[str]]]) -> di
     return {name: figure for metric in metrics for name, figure in metric(outputs, references).items()}
 
 
-def _tokenize(tokenize: Callable, outputs: list[str], references: list[Sequence[str]]) -> list[tuple]:
-    """For each output its words, and the words of each of its references."""
-    checked = _check(outputs, references)
-    return [(tokenize(output), [tokenize(text) for text in texts]) for output, texts in zip(outputs, checked)]
+def tokenize_all(tokenize: Callable, outputs: list[str], references: list[Sequence[str]]) -> list[list]:
+    """For each output its words, and behind them the words of each of its references."""
+    texts = zip(outputs, check_references(outputs, references))
+    return [[tokenize(output), *map(tokenize, others)] for output, others in texts]
 
 
 def _count(words: list[str], n: int) -> Counter:
@@ -205,9 +173,7 @@ def _count(words: list[str], n: int) -> Counter:
 def _clipped_cosine(output: dict, reference: dict) -> float:
     norms = math.hypot(*output.values()) * math.hypot(*reference.values())
     common = output.keys() & reference.keys()
-    return (
-        sum(min(output[gram], reference[gram]) * reference[gram] for gram in common) / norms if norms else 0.0
-    )
+    return sum(min(output[g], reference[g]) * reference[g] for g in common) / norms if norms else 0.0
 
 
 def _lcs(words: list[str], others: list[str]) -> int:
@@ -225,22 +191,20 @@ def _lcs(words: list[str], others: list[str]) -> int:
 
 def _streams(outputs: list[str], references: list[Sequence[str]]) -> list[list[str | None]]:
     """The references as sacrebleu takes them: the first of each output, the second of each, ..."""
-    checked = _check(outputs, references)
-    width = max(map(len, checked))
-    return [[texts[i] if i < len(texts) else None for texts in checked] for i in range(width)]
+    return [list(stream) for stream in zip_longest(*check_references(outputs, references))]
 
 
-def _check(outputs: list[str], references: list[Sequence[str]]) -> list[list[str]]:
+def check_references(outputs: list[str], references: list[Sequence[str]]) -> list[list[str]]:
     """The references without the blank ones."""
     if not outputs:
         raise InputError("there is no output to score")
     if len(outputs) != len(references):
         raise InputError(
-            f"{len(outputs)} outputs, but references for {len(references)}; give one list for each output"
+            f"{len(outputs)} outputs, but references for {len(references)}; give a list for each"
         )
-    kept = [
-        [] if isinstance(texts, str) else [text for text in texts if text.strip()] for texts in references
-    ]
+    # a text alone is a mistake, not a list of letters
+    lists = [[] if isinstance(texts, str) else texts for texts in references]
+    kept = [[text for text in texts if text.strip()] for texts in lists]
     if [] in kept:
         raise InputError(f"output {kept.index([])} has no reference (a list with at least one text)")
     return kept

@@ -19,12 +19,6 @@ TINY = ["dataset=e2e", "data=sample", "method=prefix", "prefix_len=2", "mlp_hidd
 TINY += ["batch_size=2", "n_train=6", "dev_limit=2", "eval_limit=2", "max_new_tokens=4", "beams=2"]
 
 
-@pytest.fixture(autouse=True)
-def no_java(monkeypatch):
-    """METEOR is tested elsewhere, and its Java program takes longer than all that is tested here."""
-    monkeypatch.setattr("minprefix.metrics.shutil.which", lambda name: None)
-
-
 @pytest.fixture
 def cell(tiny_folder, tmp_path) -> Cell:
     settings = (*TINY, f"model={tiny_folder}")

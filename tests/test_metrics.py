@@ -13,13 +13,14 @@ import pytest
 from nltk.translate.nist_score import corpus_nist
 from rouge_score.rouge_scorer import RougeScorer
 
+from experiments import meteor as command
+from experiments.meteor import meteor
 from minprefix import metrics
 from minprefix.data import find_files, pick, read_split
 from minprefix.errors import InputError
 from minprefix.metrics import (
     bleu,
     cider,
-    meteor,
     nist,
     rouge,
     rouge_l,
@@ -89,7 +90,7 @@ def test_meteor_is_that_of_the_coco_tools(left_out):
 
 
 def test_meteor_without_java_or_its_package_says_why(monkeypatch, tmp_path):
-    monkeypatch.setattr(metrics.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: None)
     assert meteor(["a"], [["a"]]) == {
         "METEOR": None,
         "METEOR missing": 'pip install "minprefix[meteor]" brings it',
@@ -210,7 +211,6 @@ def test_words():
 
 
 def test_score_by_group(monkeypatch):
-    monkeypatch.setattr(metrics, "meteor", None)
     monkeypatch.setitem(metrics.OFFICIAL, "webnlg", (split_signs, 3, (bleu, ter)))
     outputs = ["a b c d.", "e f g", "h i"]
     references = [["a b c d .", "x"], ["e f h", "q", "", "r", "e f g"], ["h-i"]]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments import meteor
 from experiments import score as command
 from minprefix import metrics
 from minprefix.data import Record
@@ -16,7 +17,7 @@ from minprefix.metrics import bleu, split_signs, ter
 
 @pytest.fixture(autouse=True)
 def _no_java(monkeypatch):
-    monkeypatch.setattr(metrics.shutil, "which", lambda name: None)
+    monkeypatch.setattr(meteor.shutil, "which", lambda name: None)
 
 
 def write(path: Path, text: str) -> str:
