@@ -14,7 +14,19 @@ class InputError(ValueError):
 
 def first_line(error: Exception) -> str:
     """What another library's error says, short enough to be part of a sentence."""
-    return " ".join(str(error).strip().partition("\n")[0].split()) or type(error).__name__
+    text = getattr(error, "strerror", None) or str(error)  # the system's, without its number and path
+    return " ".join(text.strip().partition("\n")[0].split()) or type(error).__name__
+
+
+@contextlib.contextmanager
+def explain(kinds: type[Exception] | tuple, what: str, advice: str) -> Iterator[None]:
+    """Exceptions of these kinds become the InputError "what (their reason): advice"."""
+    try:
+        yield
+    except InputError:  # says it already
+        raise
+    except kinds as error:
+        raise InputError(f"{what} ({first_line(error)}): {advice}") from None
 
 
 def refuse_twins(pairs: list[tuple[str, object]]) -> dict:

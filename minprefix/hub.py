@@ -14,7 +14,7 @@ from torch import Tensor
 
 from minprefix.activations import ACTIVATIONS
 from minprefix.bart import BART, BARTConfig
-from minprefix.errors import InputError, first_line
+from minprefix.errors import InputError, explain
 from minprefix.gpt2 import GPT2, GPT2Config
 from minprefix.tokenizer import BART_SPECIAL, GPT2_SPECIAL, Tokenizer, load_tokenizer, read_json
 
@@ -35,7 +35,8 @@ def load_lm(
     `facebook/bart-large`).
     InputError names the file at fault, and every missing, unexpected or mis-shaped tensor in it.
     """
-    _check_device(device)
+    with explain((RuntimeError, AssertionError), f"device={device} is not to be had", "give device=cpu"):
+        torch.empty(0, device=device)
     name = str(folder_or_hub_id)
     folder = _find_folder(name)
     config = _read_config(folder)
@@ -54,13 +55,6 @@ def load_lm(
     return lm.eval().requires_grad_(False), tokenizer
 
 
-def _check_device(device: str | torch.device) -> None:
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device={device} is not to be had ({first_line(error)}): give device=cpu") from None
-
-
 def _find_folder(name: str) -> Path:
     roots = (Path(), REPOSITORY)
     for root in roots:
@@ -74,13 +68,10 @@ def _find_folder(name: str) -> Path:
 
 def _download(hub_id: str) -> Path:
     """The folder in huggingface_hub's cache, which obeys HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE and so on."""
-    try:
+    what = f"model {hub_id!r} is no folder, and the Hugging Face hub did not give it"
+    advice = "check the name, the network and HF_HUB_OFFLINE, or give a folder that holds it"
+    with explain(Exception, what, advice):  # a network fails with the exceptions of several libraries
         return Path(snapshot_download(hub_id, allow_patterns=NEEDED))
-    except Exception as error:  # a network fails with the exceptions of several libraries
-        raise InputError(
-            f"model {hub_id!r} is no folder, and the Hugging Face hub did not give it: check the name, the "
-            f"network and HF_HUB_OFFLINE, or give a folder that holds it ({first_line(error)})"
-        ) from None
 
 
 def _is_size(value: object, largest: int = 2**20) -> bool:
@@ -129,8 +120,7 @@ def _read_config(folder: Path) -> GPT2Config | BARTConfig:
     for key in [key for key in keys if key.endswith(("n_head", "attention_heads"))]:
         if config[n_embd] % config[key]:
             raise InputError(f"{path}: {n_embd} {config[n_embd]} must be divisible by {key} {config[key]}")
-    for key, default in ids.items():
-        config[key] = _read_token_id(folder, given, key, default, config["vocab_size"])
+    config |= _read_ids(folder, given, ids, config["vocab_size"])
     return Config(**{key: config[key] for key in config if key in Config.__dataclass_fields__})
 
 
@@ -144,38 +134,35 @@ def pick_keys(path: Path, given: dict, expected: Expected) -> dict:
     return config
 
 
-def _read_token_id(folder: Path, config: dict, key: str, default: int | None, vocab_size: int) -> int | None:
+def _read_ids(folder: Path, config: dict, defaults: dict, vocab_size: int) -> dict[str, int | None]:
     """generation_config.json goes before config.json, as in transformers; of several ends, the first.
 
     A forced token is what the first of these files that exists says.
     """
-    path = folder / "generation_config.json"
-    generation = read_json(path) if path.exists() else {}
-    id = generation.get(key)
-    if id is None and (default is not None or not path.exists()):
-        id = config.get(key, default)
-    if id is None and default is None:
-        return None
-    id = id[0] if isinstance(id, list) and id else id
-    if type(id) is not int or not 0 <= id < vocab_size:
-        raise InputError(f"{folder / 'config.json'}: {key} is {id!r}, but must be an id below {vocab_size}")
-    return id
+    path, ids = folder / "generation_config.json", {}
+    files = [read_json(path), config] if path.exists() else [config]
+    for key, default in defaults.items():
+        found = [file.get(key) for file in (files[:1] if default is None else files)]
+        id = next((id for id in found if id is not None), default)
+        ids[key] = id = id[0] if isinstance(id, list) and id else id
+        if id is not None and (type(id) is not int or not 0 <= id < vocab_size):
+            raise InputError(f"{folder}/config.json: {key} is {id!r}, but must be an id below {vocab_size}")
+    return ids
 
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
     """All tensors under our models' names, as views of the mapped files: nothing is read yet."""
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for path in _list_weights(folder):
-        try:
-            with safe_open(path, framework="pt") as file:
-                for key in file.keys():  # noqa: SIM118 (not a dict)
-                    name = key.removeprefix("transformer.").removeprefix("model.")
-                    if name in tensors:
-                        raise InputError(f"{path}: tensor {key} is there twice: remove one of the two")
-                    tensors[name] = file.get_tensor(key)
-        except (OSError, SafetensorError) as error:
-            reason = first_line(error)
-            raise InputError(f"{path} is missing or damaged ({reason}): download or copy it again") from None
+        damaged = explain(
+            (OSError, SafetensorError), f"{path} is missing or damaged", "download or copy it again"
+        )
+        with damaged, safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118 (not a dict)
+                name = key.removeprefix("transformer.").removeprefix("model.")
+                if name in tensors:
+                    raise InputError(f"{path}: tensor {key} is there twice: remove one of the two")
+                tensors[name] = file.get_tensor(key)
     tensors = {name: tensor for name, tensor in tensors.items() if not LEGACY_BUFFER.fullmatch(name)}
     for name, tensor in tensors.items():
         if not tensor.is_floating_point():

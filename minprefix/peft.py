@@ -10,10 +10,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from minprefix.errors import InputError, first_line
+from minprefix.errors import InputError, explain
 from minprefix.hub import SIZE, Expected, pick_keys
 from minprefix.prefix import SavedPrefix
-from minprefix.store import load_prefix
+from minprefix.store import load_prefix, write_atomically
 from minprefix.tokenizer import read_json
 
 CONFIG, WEIGHTS, TENSOR = "adapter_config.json", "adapter_model.safetensors", "prompt_embeddings"
@@ -84,13 +84,10 @@ def _read_tensor(folder: Path, shape: tuple[int, int]) -> tuple[Tensor, str]:
     if not path.exists() and (folder / "adapter_model.bin").exists():
         advice = "load it in PEFT if you trust it, and save it there as safetensors"
         raise InputError(f"{folder / 'adapter_model.bin'} is refused, because it can hold code: {advice}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-            fingerprint = (file.metadata() or {}).get("base_fingerprint", "")
-    except (OSError, SafetensorError) as error:
-        reason = first_line(error)
-        raise InputError(f"{path} is missing or damaged ({reason}): copy the folder again") from None
+    damaged = explain((OSError, SafetensorError), f"{path} is missing or damaged", "copy the folder again")
+    with damaged, safe_open(path, framework="pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        fingerprint = (file.metadata() or {}).get("base_fingerprint", "")
     found = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     P_theta = tensors.get(TENSOR, torch.empty(0))
     if found != {TENSOR: shape} or not P_theta.is_floating_point() or not P_theta.float().isfinite().all():
@@ -102,14 +99,10 @@ def _read_tensor(folder: Path, shape: tuple[int, int]) -> tuple[Tensor, str]:
 def _write_folder(folder: Path, files: dict[str, bytes]) -> None:
     temporary = folder.parent / f".{folder.name}.{os.getpid()}.tmp"
     try:
-        temporary.mkdir()
-        for name, content in files.items():
-            with open(temporary / name, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        os.rename(temporary, folder)
-    except OSError as error:
-        raise InputError(f"{folder} cannot be written ({error.strerror}): choose another place") from None
+        with explain(OSError, f"{folder} cannot be written", "choose another place"):
+            temporary.mkdir()
+            for name, content in files.items():
+                write_atomically(temporary / name, lambda part, content=content: part.write_bytes(content))
+            os.rename(temporary, folder)
     finally:  # also on Ctrl-C; after os.rename there is nothing left to remove
         shutil.rmtree(temporary, ignore_errors=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from minprefix.errors import InputError, first_line
+from minprefix.errors import InputError, explain, first_line
 from minprefix.prefix import SavedPrefix
 
 FORMAT = "minprefix/1"
@@ -30,13 +30,11 @@ def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
     path = Path(path)
     temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
     try:
-        write(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        reason = error.strerror or error
-        raise InputError(f"{path} cannot be written ({reason}): choose another place for it") from None
+        with explain(OSError, f"{path} cannot be written", "choose another place for it"):
+            write(temporary)
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     finally:  # also on Ctrl-C; after os.replace there is nothing left to remove
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -47,10 +45,8 @@ def hold(path: str | Path) -> Iterator[None]:
     """Refuses other processes that would write to `path`, until this one ends or is killed. InputError."""
     path = Path(path)
     lock = path.parent / f".{path.name}.lock"
-    try:
+    with explain(OSError, f"{path} cannot be written", "choose another place for it"):
         file = open(lock, "w")  # noqa: SIM115 (closed below)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror}): choose another place") from None
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import tiktoken
 
-from minprefix.errors import InputError, refuse_twins
+from minprefix.errors import InputError, explain, refuse_twins
 
 GPT2_SPECIAL = ("<|endoftext|>",)
 BART_SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 SPACE_BEFORE_MASK = re.compile(r"[^\S\x1c-\x1f]+(?=<mask>)")  # Unicode's white space, which \s exceeds
+OWN_FILE = "put the checkpoint's own file there"
 # GPT-2's pieces: contractions; words, numbers and other signs with the space before them; white space.
 PIECES = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 
@@ -85,20 +86,16 @@ def load_tokenizer(folder: str | Path, special: tuple[str, ...] = GPT2_SPECIAL) 
 def read_json(path: Path) -> dict:
     """The JSON object in a file of a checkpoint. InputError where there is none."""
     text = _read_text(path)
-    try:
+    with explain((ValueError, RecursionError), f"{path} is not JSON", OWN_FILE):
         content = json.loads(text, object_pairs_hook=refuse_twins)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON ({error}): put the checkpoint's own file there") from None
     if not isinstance(content, dict):
-        raise InputError(f"{path} must hold one JSON object: put the checkpoint's own file there")
+        raise InputError(f"{path} must hold one JSON object: {OWN_FILE}")
     return content
 
 
 def _read_text(path: Path) -> str:
-    try:
+    with explain((OSError, UnicodeDecodeError), f"{path} cannot be read", OWN_FILE):
         return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read ({error}): put the checkpoint's own file there") from None
 
 
 def _read_vocab(path: Path) -> dict[str, int]:
@@ -121,16 +118,12 @@ def _read_merges(path: Path, vocab: dict[str, int]) -> list[tuple[str, str]]:
     for number, line in enumerate(_read_text(path).split("\n"), start=1):
         if not line.strip() or (number == 1 and line.startswith("#version")):
             continue
-        pair, joined = tuple(line.split()), "".join(line.split())
+        pair, joined, place = tuple(line.split()), "".join(line.split()), f"{path}, line {number}"
         # tiktoken knows a merge by its result alone: that is the same if each result is made in one way only.
         if len(pair) != 2 or not known.issuperset(pair) or joined in known:
-            raise InputError(
-                f"{path}, line {number}: {line[:80]!r} must join two tokens made above it into a new one"
-            )
+            raise InputError(f"{place}: {line[:80]!r} must join two tokens made above it into a new one")
         if joined not in vocab:
-            raise InputError(
-                f"{path}, line {number}: {joined[:80]!r} is not in vocab.json: take both from one model"
-            )
+            raise InputError(f"{place}: {joined[:80]!r} is not in vocab.json: take both from one model")
         known.add(joined)
         merges.append(pair)
     return merges
