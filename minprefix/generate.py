@@ -12,6 +12,17 @@ from minprefix.cache import Cache, pad_right, stack_prefixes
 from minprefix.errors import InputError
 
 NEVER = -1e9  # the score of a beam that does not exist yet
+RANGES = {  # an option -> what it may be at least and at most
+    "beams": (1, 1000),
+    "max_new_tokens": (1, math.inf),
+    "min_new_tokens": (0, math.inf),
+    "length_penalty": (-20, 20),
+    "temperature": (1e-6, math.inf),
+    "top_k": (0, math.inf),  # 0: no limit
+    "top_p": (1e-6, 1),
+    "no_repeat_ngram_size": (0, math.inf),  # 0: no limit
+    "seed": (0, 2**63 - 1),
+}
 
 
 @dataclass(frozen=True)
@@ -34,34 +45,16 @@ class Options:
     forced_last: int | None = None
 
     def __post_init__(self):
-        checks = (
-            (1 <= self.beams <= 1000, f"beams is {self.beams}: it must lie between 1 and 1000"),
-            (self.max_new_tokens >= 1, f"max_new_tokens is {self.max_new_tokens}: it must be at least 1"),
-            (
-                0 <= self.min_new_tokens <= self.max_new_tokens,
-                f"min_new_tokens is {self.min_new_tokens}: it must lie between 0 and max_new_tokens",
-            ),
-            (
-                self.temperature > 1e-6,
-                f"temperature is {self.temperature}: it must be above 0 (greedy is beams=1)",
-            ),
-            (abs(self.length_penalty) <= 20, f"length_penalty is {self.length_penalty}: give -20 to 20"),
-            (self.top_k >= 0, f"top_k is {self.top_k}: it must be 0 (no limit) or more"),
-            (0 <= self.seed < 2**63, f"seed is {self.seed}: it must lie between 0 and 2^63"),
-            (0 < self.top_p <= 1, f"top_p is {self.top_p}: it must be above 0 and at most 1"),
-            (
-                self.no_repeat_ngram_size >= 0,
-                "no_repeat_ngram_size is negative: it must be 0 (no limit) or more",
-            ),
-            (not (self.sample and self.beams > 1), "sampling draws one text a source: set beams to 1"),
-            (
-                self.sample or (self.temperature, self.top_k, self.top_p) == (1, 0, 1),
-                "temperature, top_k and top_p shape a draw: set sample too",
-            ),
-        )
-        for good, problem in checks:
-            if not good:
-                raise InputError(problem)
+        for name, (least, most) in RANGES.items():
+            if not least <= getattr(self, name) <= most:
+                problem = f"it must lie between {least} and {most}"
+                raise InputError(f"{name} is {getattr(self, name)}: {problem}")
+        if self.min_new_tokens > self.max_new_tokens:
+            raise InputError(f"min_new_tokens is {self.min_new_tokens}: it must not be above max_new_tokens")
+        if self.sample and self.beams > 1:
+            raise InputError("sampling draws one text a source: set beams to 1")
+        if not self.sample and (self.temperature, self.top_k, self.top_p) != (1, 0, 1):
+            raise InputError("temperature, top_k and top_p shape a draw: set sample too")
 
 
 @torch.inference_mode()
@@ -124,9 +117,7 @@ def assign_prefixes(prefix, count: int, ensemble: bool) -> list[list]:
     if ensemble and not (is_list and prefix):
         raise InputError("an ensemble needs a list of prefixes: give at least one")
     if not ensemble and is_list and len(prefix) != count:
-        raise InputError(
-            f"{len(prefix)} prefixes for {count} sources: give one prefix, or one for each source"
-        )
+        raise InputError(f"{len(prefix)} prefixes for {count} sources: give one, or one for each source")
     if ensemble:
         return [list(prefix)] * count
     return [[one] for one in prefix] if is_list else [[prefix]] * count
@@ -169,8 +160,8 @@ def check_base(prefix, lm) -> None:
         )
     if prefix.positions != lm.positions:
         raise InputError(
-            f"the prefix was trained with {prefix.positions!r} positions, but this model's are "
-            f"{lm.positions!r}: train it again"
+            f"the prefix was trained with {prefix.positions!r} positions, not this model's {lm.positions!r}: "
+            "train it again"
         )
 
 
@@ -190,12 +181,10 @@ def gather_prefixes(prefixes: list) -> dict[str, tuple[Tensor, Tensor | None]]:
     """For each site that some row uses: P_theta and its mask; one copy where all rows share one prefix."""
     if prefixes[0] is not None and all(prefix is prefixes[0] for prefix in prefixes):
         return {site: (P_theta, None) for site, P_theta in prefixes[0].sites.items()}
-    sites = {
-        site: P_theta.shape[1] for prefix in prefixes if prefix for site, P_theta in prefix.sites.items()
-    }
+    widths = {site: P.shape[1] for prefix in prefixes if prefix for site, P in prefix.sites.items()}
     return {
         site: stack_prefixes([prefix.sites.get(site) if prefix else None for prefix in prefixes], width)
-        for site, width in sites.items()
+        for site, width in widths.items()
     }
 
 
