@@ -1,10 +1,9 @@
 """The settings of a run: defaults, presets with a source for each number, and key=value on top."""
 
 import dataclasses
-import difflib
 from dataclasses import dataclass
 
-from minprefix.errors import InputError
+from minprefix.errors import InputError, nearest
 
 # How a text is written: the keys that sample.py takes from the training where it is told nothing else.
 DECODING = ("beams", "length_penalty", "max_new_tokens", "min_new_tokens", "max_source")
@@ -110,9 +109,7 @@ def parse_argument(argument: str) -> tuple[str, object]:
     name = name.lstrip("-")
     fields = {field.name: field for field in dataclasses.fields(Config)}
     if name not in fields:
-        close = difflib.get_close_matches(name, fields, n=1)
-        hint = f"did you mean {close[0]}=?" if close else "python train.py --help lists the keys"
-        raise InputError(f"unknown key '{name}': {hint}")
+        raise InputError(f"unknown key '{name}'; {nearest(name, fields)}")
     if not equals:
         raise InputError(f"'{argument}' has no value: write {name}=VALUE")
     return name, parse_value(name, fields[name].type, value)

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from minprefix import readers
-from minprefix.errors import InputError
+from minprefix.errors import InputError, explain, nearest
 from minprefix.files import ADVICE, fetch, read_bytes, sha256, write
-from minprefix.readers import Record, nearest
+from minprefix.readers import Record
 
 SAMPLES = Path(__file__).parent / "samples"
 SPLITS = ("train", "dev", "test")
@@ -63,9 +63,7 @@ DATASETS = {  # name -> what it is; its files are kept in a folder of that name,
     "xsum": XSUM,
     "xsum-news-to-sports": replace(XSUM, read=readers.read_news_to_sports),
     "xsum-within-news": replace(XSUM, read=readers.read_within_news),
-    "bbc": replace(
-        XSUM, advice="python experiments/make_bbc.py writes it, from a file that you need to have"
-    ),
+    "bbc": replace(XSUM, advice="python experiments/make_bbc.py writes it, from a file that one has to have"),
 }
 
 
@@ -147,10 +145,8 @@ def _files_in(dataset: str, folder: Path) -> DataFiles | None:
 
 
 def _find_first(folder: Path, names: tuple[str, ...]) -> Path | None:
-    try:
+    with explain(OSError, f"cannot read {folder}", "give one that you may read"):
         return next((p for name in names for p in (folder / name, folder / f"{name}.gz") if p.exists()), None)
-    except OSError as error:
-        raise InputError(f"cannot read {folder} ({error.strerror}); give one that you may read") from None
 
 
 def _download(dataset: str, folder: Path) -> DataFiles:

@@ -1,8 +1,9 @@
 """The one exception that means "the input is at fault, not the code", and what makes others into it."""
 
 import contextlib
+import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 
 class InputError(ValueError):
@@ -27,6 +28,12 @@ def explain(kinds: type[Exception] | tuple, what: str, advice: str) -> Iterator[
         raise
     except kinds as error:
         raise InputError(f"{what} ({first_line(error)}): {advice}") from None
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The hint for a word that is not among those known."""
+    match = difflib.get_close_matches(word, known, 1)
+    return f"did you mean '{match[0]}'?" if match else f"known are {', '.join(known)}"
 
 
 def refuse_twins(pairs: list[tuple[str, object]]) -> dict:

@@ -9,7 +9,7 @@ import urllib.request
 import zlib
 from pathlib import Path
 
-from minprefix.errors import InputError
+from minprefix.errors import InputError, explain
 from minprefix.store import write_atomically
 
 TIMEOUT = 10  # seconds without an answer; short, so that a machine without network goes on quickly
@@ -19,7 +19,8 @@ ADVICE = "try again, or give data=sample, or data=PATH with the files in it"
 def read_members(path: Path) -> dict[str, bytes]:
     """Name -> content, in order of names: of the one file (unpacked, if it ends in .gz), or of each .xml file
     in a folder or a .tar. Raises InputError if something cannot be read or is cut short."""
-    try:
+    kinds = (OSError, EOFError, zlib.error, tarfile.TarError)
+    with explain(kinds, f"cannot read {path}", "is the file whole?"):
         if path.is_dir():
             files = path.rglob("*.xml")
             members = {file.relative_to(path.parent).as_posix(): file.read_bytes() for file in files}
@@ -31,8 +32,6 @@ def read_members(path: Path) -> dict[str, bytes]:
             with tarfile.open(fileobj=io.BytesIO(members.pop(path.name))) as tar:
                 files = (file for file in tar if file.isfile() and file.name.endswith(".xml"))
                 members = {file.name: tar.extractfile(file).read() for file in files}
-    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
-        raise InputError(f"cannot read {path} ({error}); is the file whole?") from error
     return dict(sorted(members.items()))
 
 
@@ -56,10 +55,8 @@ def sha256(content: bytes) -> str:
 def fetch(url: str, digest: str) -> bytes:
     """What the site sends, if it has that SHA-256. Raises OSError if the site cannot be reached."""
     with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
-        try:
+        with explain((OSError, http.client.HTTPException), f"the download of {url} broke off", ADVICE):
             content = response.read()
-        except (OSError, http.client.HTTPException) as error:
-            raise InputError(f"the download of {url} broke off ({error!r}); {ADVICE}") from error
     if sha256(content) != digest:
         raise InputError(f"{url} sent {len(content)} bytes that are not the official file; {ADVICE}")
     return content
@@ -67,8 +64,6 @@ def fetch(url: str, digest: str) -> bytes:
 
 def write(path: Path, content: bytes) -> None:
     """The whole file or nothing, in a folder that is made where it is missing."""
-    try:
+    with explain(OSError, f"cannot write {path}", "set MINPREFIX_DATA to another folder"):
         path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot write {path} ({error}); set MINPREFIX_DATA to another folder") from error
     write_atomically(path, lambda part: part.write_bytes(content))

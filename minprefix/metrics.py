@@ -177,16 +177,13 @@ def _clipped_cosine(output: dict, reference: dict) -> float:
 
 
 def _lcs(words: list[str], others: list[str]) -> int:
-    """Length of the longest common subsequence, a row of the usual table at a time: its steps are the zero
-    bits of `row` (Hyyrö 2004)."""
-    places: Counter = Counter()
-    for i, word in enumerate(words):
-        places[word] |= 1 << i
-    row = full = (1 << len(words)) - 1
-    for word in others:
-        hits = row & places[word]
-        row = (row + hits | row - hits) & full
-    return len(words) - row.bit_count()
+    """Length of the longest common subsequence, a row of the usual table at a time."""
+    row = [0] * (len(others) + 1)
+    for word in words:
+        above, row = row, [0]
+        for i, other in enumerate(others):
+            row.append(above[i] + 1 if word == other else max(above[i + 1], row[i]))
+    return row[-1]
 
 
 def _streams(outputs: list[str], references: list[Sequence[str]]) -> list[list[str | None]]:

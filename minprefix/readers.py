@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import difflib
 import io
 import json
 import re
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
-from minprefix.errors import InputError
+from minprefix.errors import InputError, nearest
 from minprefix.files import decode, read_bytes, read_members
 
 E2E_KEYS = ("name", "Type", "food", "price", "customer rating", "area", "family friendly", "near")
@@ -208,8 +207,3 @@ def linearise_record(record: Mapping[str, object]) -> str:
     if not parts:
         raise InputError("the record is empty; give it at least a name")
     return " | ".join(f"{name} : {text}" for name, text in parts.items())
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    match = difflib.get_close_matches(word, known, 1)
-    return f"did you mean '{match[0]}'?" if match else f"known are {', '.join(known)}"

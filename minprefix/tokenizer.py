@@ -26,9 +26,8 @@ def _spell_bytes() -> dict[str, bytes]:
     """How vocab.json spells each byte: its Latin-1 character if that prints, else one from U+0100 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = sorted(set(range(256)) - set(printable))
-    return {chr(b): bytes([b]) for b in printable} | {
-        chr(0x100 + n): bytes([b]) for n, b in enumerate(others)
-    }
+    chars = [chr(b) for b in printable] + [chr(0x100 + n) for n in range(len(others))]
+    return {char: bytes([b]) for char, b in zip(chars, printable + others)}
 
 
 BYTE_OF_CHAR = _spell_bytes()

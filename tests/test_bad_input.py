@@ -541,7 +541,7 @@ INPUT_ROWS = [
 ]
 
 TRAIN_FLAGS = [
-    ("prefix_length=5", "did you mean prefix_len"),
+    ("prefix_length=5", "did you mean 'prefix_len'"),
     ("=5", "unknown key ''"),
     ("''", "unknown key ''"),
     ("beams", "'beams' has no value"),

@@ -63,7 +63,7 @@ def test_what_is_given_goes_before_every_preset():
         (["max_source=-1"], "max_source=-1 must be at least 0"),
         (["method=lora", "init=summarize"], "method=lora has no prefix: leave init= out"),
         (["method=full", "sites=decoder"], "method=full has no prefix: leave sites= out"),
-        (["site=decoder"], "did you mean sites="),
+        (["site=decoder"], "did you mean 'sites'"),
     ],
 )
 def test_settings_that_say_nothing_are_refused(arguments, words):
