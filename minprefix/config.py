@@ -3,14 +3,14 @@
 import dataclasses
 from dataclasses import dataclass
 
-from minprefix.errors import InputError, nearest
+from minprefix.errors import InputError, check_range, nearest
 
 # How a text is written: the keys that sample.py takes from the training where it is told nothing else.
 DECODING = ("beams", "length_penalty", "max_new_tokens", "min_new_tokens", "max_source")
 
 
-def key(default, text: str):
-    return dataclasses.field(default=default, metadata={"help": text})
+def key(default, text: str, least: float = 0, most: float = 2**20):
+    return dataclasses.field(default=default, metadata={"help": text, "range": (least, most)})
 
 
 @dataclass(frozen=True)
@@ -23,17 +23,17 @@ class Config:
     model: str = key("weights/gpt2-mini", "frozen LM: a folder or hub id (for xsum: weights/bart-mini)")
     method: str = key("prefix", "prefix, infix, embedding, full, top2, adapter or lora")
     sites: str = key("", "where a prefix goes, such as decoder+cross; empty: all places")
-    bottleneck: int = key(6, "inner width of an adapter, or LoRA's rank")
-    prefix_len: int = key(10, "|P|, slots of the prefix")
+    bottleneck: int = key(6, "inner width of an adapter, or LoRA's rank", least=1)
+    prefix_len: int = key(10, "|P|, slots of the prefix", least=1)
     mlp_hidden: int = key(512, "k of Sec. 4.3; 0 trains P_theta directly, without the MLP")
     init: str = key("random", "random, or words whose activations start the prefix (Sec. 7.4)")
-    lr: float = key(5e-5, "learning rate at the start; it falls to 0 in a straight line")
-    epochs: int = key(10, "passes over the training pairs")
+    lr: float = key(5e-5, "step size at the start; it falls to 0 in a line", least=1e-12, most=1000)
+    epochs: int = key(10, "passes over the training pairs", least=1)
     max_steps: int = key(0, "stop after so many steps even if epochs remain; 0: no limit")
-    batch_size: int = key(5, "training pairs a step")
+    batch_size: int = key(5, "training pairs a step", least=1)
     loss: str = key("token", "token: mean over y's tokens; sum: summed over tokens, mean over pairs")
-    weight_decay: float = key(0.0, "AdamW's")
-    clip: float = key(1.0, "largest norm of a step's gradient")
+    weight_decay: float = key(0.0, "AdamW's", most=1)
+    clip: float = key(1.0, "largest norm of a step's gradient", least=1e-12, most=1000)
     seed: int = key(0, "of the start and of the order of the data")
     bf16: bool = key(False, "bfloat16 autocast; faster only where the processor has it")
     device: str = key("cpu", "cpu or cuda")
@@ -42,12 +42,12 @@ class Config:
     max_target: int = key(0, "cut training targets likewise")
     n_train: int = key(0, "train on so many pairs; 0: all")
     subset: int = key(0, "which random n_train pairs")
-    eval_every: int = key(100, "steps between two looks at the dev loss")
-    dev_limit: int = key(200, "dev pairs for the dev loss")
+    eval_every: int = key(100, "steps between two looks at the dev loss", least=1)
+    dev_limit: int = key(200, "dev pairs for the dev loss", least=1)
     eval_limit: int = key(0, "test records to describe at the end; 0: all")
-    beams: int = key(5, "of the beam search; 1 is greedy")
-    length_penalty: float = key(1.0, "alpha in sum log p / |y|^alpha")
-    max_new_tokens: int = key(100, "longest text")
+    beams: int = key(5, "of the beam search; 1 is greedy", least=1, most=1000)
+    length_penalty: float = key(1.0, "alpha in sum log p / |y|^alpha", least=-20, most=20)
+    max_new_tokens: int = key(100, "longest text", least=1)
     min_new_tokens: int = key(0, "shortest text")
     save_seconds: int = key(60, "a killed run loses at most this much time")
     out: str = key("", "where the prefix goes; default DATASET.pt")
@@ -138,19 +138,11 @@ def restore_config(values: dict) -> Config:
 
 def check(c: Config) -> None:
     """InputError for a value out of its range, before anything is loaded."""
-    positive = ("prefix_len", "epochs", "batch_size", "eval_every", "dev_limit", "beams", "max_new_tokens")
-    for name in [field.name for field in dataclasses.fields(Config) if field.type is int]:
-        least = int(name in (*positive, "bottleneck"))
-        if not least <= getattr(c, name) < 2**20:
-            raise InputError(f"{name}={getattr(c, name)} must be at least {least} and below 2^20")
-    for name in ("lr", "clip"):
-        if not 0 < getattr(c, name) <= 1000:
-            raise InputError(f"{name}={getattr(c, name)} must be above 0 and at most 1000")
+    for field in dataclasses.fields(Config):
+        if field.type in (int, float):
+            check_range(field.name, getattr(c, field.name), *field.metadata["range"])
     no_prefix = c.method in ("full", "top2", "adapter", "lora")
     checks = (
-        (c.beams <= 1000, f"beams={c.beams} must be at most 1000"),
-        (0 <= c.weight_decay <= 1, f"weight_decay={c.weight_decay} must lie between 0 and 1"),
-        (abs(c.length_penalty) <= 20, f"length_penalty={c.length_penalty} must lie between -20 and 20"),
         (c.min_new_tokens <= c.max_new_tokens, f"min_new_tokens={c.min_new_tokens} is above max_new_tokens"),
         (c.device.split(":")[0] in ("cpu", "cuda"), f"device={c.device} must be cpu or cuda"),
         (c.init.strip(), "init= has no words: give random, or words to start from"),
@@ -167,7 +159,5 @@ def check(c: Config) -> None:
 
 def describe_keys() -> str:
     """One line for each key: its default and what it is."""
-    lines = (
-        (f"{field.name}={field.default}", field.metadata["help"]) for field in dataclasses.fields(Config)
-    )
-    return "\n".join(f"  {left:<26} {text}" for left, text in lines)
+    defaults = {f"{field.name}={field.default}": field for field in dataclasses.fields(Config)}
+    return "\n".join(f"  {left:<26} {field.metadata['help']}" for left, field in defaults.items())

@@ -30,6 +30,12 @@ def explain(kinds: type[Exception] | tuple, what: str, advice: str) -> Iterator[
         raise InputError(f"{what} ({first_line(error)}): {advice}") from None
 
 
+def check_range(name: str, value: float, least: float, most: float) -> None:
+    """InputError for a number out of its range; NaN is out of any."""
+    if not least <= value <= most:
+        raise InputError(f"{name} is {value}: it must lie between {least} and {most}")
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """The hint for a word that is not among those known."""
     match = difflib.get_close_matches(word, known, 1)

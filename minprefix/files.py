@@ -54,9 +54,9 @@ def sha256(content: bytes) -> str:
 
 def fetch(url: str, digest: str) -> bytes:
     """What the site sends, if it has that SHA-256. Raises OSError if the site cannot be reached."""
-    with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
-        with explain((OSError, http.client.HTTPException), f"the download of {url} broke off", ADVICE):
-            content = response.read()
+    kinds, what = (OSError, http.client.HTTPException), f"the download of {url} broke off"
+    with urllib.request.urlopen(url, timeout=TIMEOUT) as response, explain(kinds, what, ADVICE):
+        content = response.read()
     if sha256(content) != digest:
         raise InputError(f"{url} sent {len(content)} bytes that are not the official file; {ADVICE}")
     return content

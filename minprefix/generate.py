@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from minprefix.cache import Cache, pad_right, stack_prefixes
-from minprefix.errors import InputError
+from minprefix.errors import InputError, check_range
 
 NEVER = -1e9  # the score of a beam that does not exist yet
 RANGES = {  # an option -> what it may be at least and at most
@@ -46,9 +46,7 @@ class Options:
 
     def __post_init__(self):
         for name, (least, most) in RANGES.items():
-            if not least <= getattr(self, name) <= most:
-                problem = f"it must lie between {least} and {most}"
-                raise InputError(f"{name} is {getattr(self, name)}: {problem}")
+            check_range(name, getattr(self, name), least, most)
         if self.min_new_tokens > self.max_new_tokens:
             raise InputError(f"min_new_tokens is {self.min_new_tokens}: it must not be above max_new_tokens")
         if self.sample and self.beams > 1:

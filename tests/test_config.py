@@ -59,8 +59,8 @@ def test_what_is_given_goes_before_every_preset():
     ("arguments", "words"),
     [
         (["min_new_tokens=101"], "min_new_tokens=101 is above max_new_tokens"),
-        (["bottleneck=0", "method=adapter"], "bottleneck=0 must be at least 1"),
-        (["max_source=-1"], "max_source=-1 must be at least 0"),
+        (["bottleneck=0", "method=adapter"], "bottleneck is 0: it must lie between 1 and"),
+        (["max_source=-1"], "max_source is -1: it must lie between 0 and"),
         (["method=lora", "init=summarize"], "method=lora has no prefix: leave init= out"),
         (["method=full", "sites=decoder"], "method=full has no prefix: leave sites= out"),
         (["site=decoder"], "did you mean 'sites'"),
