@@ -469,14 +469,14 @@ DATA_ROWS = [
     ("folder empty", lambda: [path.unlink() for path in Path("data").iterdir()], "data=data is not auto"),
     ("dev missing", remove("data/dev.csv"), "data=data is not auto"),
     ("train empty", put("data/train.csv", ""), "no column mr and ref"),
-    ("only a header", csv_with(), "has a header but no records"),
+    ("only a header", csv_with(), "train.csv has no train records"),
     ("no header", put("data/train.csv", ROW), "the first line must be mr,ref"),
     ("no ref", csv_with("name[A]", header="mr"), "no column ref"),
     ("ref twice", csv_with("name[A],good,bad", header="mr,ref,ref"), "column"),
     ("semicolons", put("data/train.csv", "mr;ref\nname[A];good\n"), "the first line must be mr,ref"),
     ("a comma too many", csv_with("name[A],It is cheap, by the river."), "train.csv, line 2"),
-    ("empty reference", csv_with("name[A],"), "line 2: the reference is empty"),
-    ("no reference", csv_with("name[A],good", "name[B]"), "line 3: the reference is empty"),
+    ("empty reference", csv_with("name[A],"), "line 2: '' stands where a text should"),
+    ("no reference", csv_with("name[A],good", "name[B]"), "line 3: None stands where a text should"),
     ("empty record", csv_with(",good"), "line 2: malformed record"),
     ("unknown key", csv_with("nome[A],good"), "line 2: unknown key 'nome'; did you mean 'name'"),
     ("key twice", csv_with('"name[A], name[B]",good'), "line 2: malformed record"),
@@ -493,7 +493,7 @@ DATA_ROWS = [
         both(remove("data/dev.csv"), put("data/dev.csv.gz", b"\x1f\x8b\x08\0")),
         "is the file whole?",
     ),
-    ("dev without records", csv_with(split="dev"), "dev.csv has a header but no records"),
+    ("dev without records", csv_with(split="dev"), "dev.csv has no dev records"),
 ]
 
 INPUT_ROWS = [

@@ -129,9 +129,8 @@ def test_read_e2e_variants(tmp_path, content):
     [
         ("", "no column mr and ref"),
         ("mr\nname[A]\n", "line 1: no column ref"),
-        (HEADER, "no records"),
-        (HEADER + ROW + "name[A],\n", "line 3: the reference is empty"),
-        (HEADER + ROW + "name[A]\n", "line 3: the reference is empty"),
+        (HEADER + ROW + "name[A],\n", "line 3: '' stands where a text should; fill it in"),
+        (HEADER + ROW + "name[A]\n", "line 3: None stands where a text should; fill it in"),
         (HEADER + ROW + "name A,a text\n", "line 3: malformed record 'name A'"),
         (HEADER + ROW + "nam[A],a text\n", "line 3: unknown key 'nam'; did you mean 'name'"),
         (HEADER + ROW + '"name[A],a text', "line 3: unexpected end of data"),
@@ -143,6 +142,13 @@ def test_read_e2e_errors_name_file_and_line(tmp_path, content, message):
     with pytest.raises(InputError, match=message) as error:
         readers.read_e2e(path)
     assert str(path) in str(error.value)
+
+
+def test_a_file_without_records_is_refused(tmp_path):
+    for name in ("train.csv", "dev.csv", "test.csv"):
+        write(tmp_path, HEADER, name)
+    with pytest.raises(InputError, match=r"dev\.csv has no dev records for e2e"):
+        data.read_split(data.find_files("e2e", str(tmp_path)), "dev")
 
 
 def test_damaged_gzip_is_refused(tmp_path):
