@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from minprefix.config import DECODING, Config
 from minprefix.data import find_files, pick, read_split
-from minprefix.errors import InputError, blame_memory, refuse_twins
+from minprefix.errors import InputError, blame_memory, explain, refuse_twins
 from minprefix.generate import check_base, check_rows
 from minprefix.hub import load_lm
 from minprefix.methods import apply_tensors
@@ -209,11 +209,10 @@ def read_input(name: str, dataset: str = "e2e") -> list[Record]:
 
 
 def read_text(name: str) -> str:
-    try:
+    kinds = (OSError, ValueError, AttributeError)  # AttributeError: stdin is closed
+    with explain(kinds, f"--input {name} cannot be read", "give a UTF-8 file"):
         content = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
         return content.decode("utf-8-sig")
-    except (OSError, ValueError, AttributeError) as error:  # AttributeError: stdin is closed
-        raise InputError(f"--input {name} cannot be read ({error}): give a UTF-8 file") from None
 
 
 def parse_at(place: str, parse, *items) -> str | list:

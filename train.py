@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from minprefix.config import DECODING, Config, describe_keys, parse_argument, parse_config, restore_config
 from minprefix.data import find_files, make_batches, pairs, pick, read_split
-from minprefix.errors import InputError, blame_memory, first_line
+from minprefix.errors import InputError, blame_memory, explain
 from minprefix.generate import check_length
 from minprefix.hub import load_lm
 from minprefix.methods import PREFIXES, collapse, compute_sites, make_theta, target_loss
@@ -284,11 +284,9 @@ def log_path(out: Path) -> Path:
 
 
 def append_line(path: Path, values: dict) -> None:
-    try:
-        with open(path, "a", encoding="utf-8") as log:
-            log.write(json.dumps(values) + "\n")
-    except OSError as error:
-        raise InputError(f"cannot write {path} ({error.strerror}): make room, then resume") from None
+    full = explain(OSError, f"cannot write {path}", "make room, then resume")
+    with full, open(path, "a", encoding="utf-8") as log:
+        log.write(json.dumps(values) + "\n")
 
 
 def read_log(path: Path, step: int) -> list[str]:
@@ -358,7 +356,8 @@ def check_origin(state: dict | None, facts: dict) -> None:
 def restore(state: dict, theta, optimizer, total: int) -> int:
     """Puts theta and optimizer where the run was -> the number of steps done."""
     step, groups = state["step"], optimizer.state_dict()["param_groups"]  # the groups follow from the config
-    try:
+    kinds = (RuntimeError, ValueError, LookupError, TypeError, AttributeError)
+    with explain(kinds, "the state to resume is damaged", "start anew"):
         theta.load_state_dict(state["theta"])
         optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
         if type(step) is not int or not 0 <= step <= total:
@@ -369,9 +368,6 @@ def restore(state: dict, theta, optimizer, total: int) -> int:
             if {moments["exp_avg"].shape, moments["exp_avg_sq"].shape} != {parameter.shape}:
                 raise ValueError("moments of another shape")
             moments["step"].item()
-    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
-        reason = first_line(error)
-        raise InputError(f"the state to resume is damaged ({reason}): start anew") from None
     return step
 
 
