@@ -154,15 +154,11 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
     """All tensors under our models' names, as views of the mapped files: nothing is read yet."""
     tensors: dict[str, Tensor] = {}
     for path in _list_weights(folder):
-        damaged = explain(
-            (OSError, SafetensorError), f"{path} is missing or damaged", "download or copy it again"
-        )
-        with damaged, safe_open(path, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118 (not a dict)
-                name = key.removeprefix("transformer.").removeprefix("model.")
-                if name in tensors:
-                    raise InputError(f"{path}: tensor {key} is there twice: remove one of the two")
-                tensors[name] = file.get_tensor(key)
+        for key, tensor in read_safetensors(path)[0].items():
+            name = key.removeprefix("transformer.").removeprefix("model.")
+            if name in tensors:
+                raise InputError(f"{path}: tensor {key} is there twice: remove one of the two")
+            tensors[name] = tensor
     tensors = {name: tensor for name, tensor in tensors.items() if not LEGACY_BUFFER.fullmatch(name)}
     for name, tensor in tensors.items():
         if not tensor.is_floating_point():
@@ -170,6 +166,13 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
         if not tensor.sum(dtype=torch.float64).isfinite():  # float64 holds any sum of smaller ones
             raise InputError(f"{folder}: tensor {name} holds values that are not finite: download it again")
     return tensors
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a file, as views of it, and its metadata."""
+    damaged = explain((OSError, SafetensorError), f"{path} is missing or damaged", "get it again")
+    with damaged, safe_open(path, framework="pt") as file:
+        return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
 
 
 def _list_weights(folder: Path) -> list[Path]:

@@ -6,12 +6,11 @@ import shutil
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from minprefix.errors import InputError, explain
-from minprefix.hub import SIZE, Expected, pick_keys
+from minprefix.hub import SIZE, Expected, pick_keys, read_safetensors
 from minprefix.prefix import SavedPrefix
 from minprefix.store import load_prefix, write_atomically
 from minprefix.tokenizer import read_json
@@ -84,16 +83,13 @@ def _read_tensor(folder: Path, shape: tuple[int, int]) -> tuple[Tensor, str]:
     if not path.exists() and (folder / "adapter_model.bin").exists():
         advice = "load it in PEFT if you trust it, and save it there as safetensors"
         raise InputError(f"{folder / 'adapter_model.bin'} is refused, because it can hold code: {advice}")
-    damaged = explain((OSError, SafetensorError), f"{path} is missing or damaged", "copy the folder again")
-    with damaged, safe_open(path, framework="pt") as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-        fingerprint = (file.metadata() or {}).get("base_fingerprint", "")
+    tensors, facts = read_safetensors(path)
     found = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     P_theta = tensors.get(TENSOR, torch.empty(0))
     if found != {TENSOR: shape} or not P_theta.is_floating_point() or not P_theta.float().isfinite().all():
         promised = f"finite floats in {TENSOR} {shape}"
         raise InputError(f"{path} holds {found}, but {CONFIG} promises {promised}: copy both again")
-    return P_theta.float(), fingerprint
+    return P_theta.float(), facts.get("base_fingerprint", "")
 
 
 def _write_folder(folder: Path, files: dict[str, bytes]) -> None:
