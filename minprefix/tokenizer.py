@@ -70,9 +70,7 @@ class Tokenizer:
         """The text of `ids`; bytes that are not UTF-8 become U+FFFD. InputError on an unknown id."""
         ids = [int(id) for id in ids]
         if unknown := [id for id in ids if id not in self.bytes_of_id]:
-            raise InputError(
-                f"token id {unknown[0]} is not in vocab.json: take model and tokenizer from one place"
-            )
+            raise InputError(f"token id {unknown[0]} is not in vocab.json: take it from the model's folder")
         return b"".join(self.bytes_of_id[id] for id in ids).decode("utf-8", errors="replace")
 
 
@@ -106,9 +104,7 @@ def _read_vocab(path: Path) -> dict[str, int]:
         if token_of_id.setdefault(id, token) != token:
             raise InputError(f"{path}: {token_of_id[id]!r} and {token!r} both have id {id}: make ids unique")
     if missing := [char for char in BYTE_OF_CHAR if char not in vocab]:
-        raise InputError(
-            f"{path} lacks byte tokens ({' '.join(missing)}): take a byte-level vocabulary as GPT-2's"
-        )
+        raise InputError(f"{path} lacks byte tokens ({' '.join(missing)}): take a byte-level vocabulary")
     return vocab
 
 
