@@ -453,7 +453,8 @@ def test_a_hub_id_is_downloaded_once_and_only_what_is_needed(folder, fake_hub, t
     (tmp_path / "cache").mkdir()
     load = functools.partial(load_in_new_process, ["org/tiny", "org/unknown"], tmp_path / "cache")
     loaded = f"loaded {load_lm(folder)[0].config.fingerprint}"
-    refused = "refused model 'org/unknown' is no folder, and the Hugging Face hub did not give it: check"
+    refused = "refused model 'org/unknown' is no folder, and the Hugging Face hub did not give it ("
+    advice = "): check the name, the network and HF_HUB_OFFLINE, or give a folder that holds it"
 
     first = load(endpoint, offline="0")
     needed = {"config.json", "generation_config.json", "vocab.json", "merges.txt", "model.safetensors"}
@@ -463,7 +464,7 @@ def test_a_hub_id_is_downloaded_once_and_only_what_is_needed(folder, fake_hub, t
     offline = load(endpoint, offline="1")
     assert asked == []
     for known, unknown in (first, without_network, offline):  # a line each
-        assert known == loaded and unknown.startswith(refused) and unknown.endswith(")")
+        assert known == loaded and unknown.startswith(refused) and unknown.endswith(advice)
 
 
 # --- prefix files ---
