@@ -71,7 +71,7 @@ TIMING = ["n_train=640", "max_steps=30", "eval_limit=4", "dev_limit=8"]
 # length penalties as well. The bundled BART has read sequences of 62 to 254 tokens and copies from short ones
 # best, so articles are cut to their first 128 tokens, about five sentences.
 SMALL = ["model=weights/gpt2-mini", "prefix_len=10", "batch_size=16", "epochs=1000", "max_steps=400"]
-SMALL_BART = ["model=weights/bart-mini", "max_source=128", "batch_size=16", "epochs=1000", "max_steps=500"]
+SMALL_BART = ["model=weights/bart-mini", "max_source=128", "batch_size=16", "epochs=1000", "max_steps=300"]
 MINI = Scale(
     folder=RESULTS,
     sets={name: [*SMALL, *TABLE_TO_TEXT, "eval_limit=120"] for name in ("e2e", "webnlg", "dart")}

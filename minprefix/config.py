@@ -74,7 +74,7 @@ PAPER = {
 # steps are a third of an epoch of E2E, and minutes on two cores.
 MINI = {name: {"epochs": 5, "max_steps": 800, "batch_size": 16} for name in ("e2e", "webnlg", "dart")}
 MINI |= {
-    "xsum": XSUM | {"max_steps": 600, "batch_size": 16, "prefix_len": 20, "max_source": 128},
+    "xsum": XSUM | {"max_steps": 300, "batch_size": 16, "max_source": 128},
     "prefix": {"lr": 2e-3},
     "direct": {"lr": 3e-2},  # prefix with mlp_hidden=0
     "infix": {"lr": 2e-3},
