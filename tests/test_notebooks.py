@@ -1,0 +1,84 @@
+"""Every notebook runs from top to bottom, its own checks hold, and its links point at the lines they name."""
+
+import re
+
+import pytest
+
+from notebooks.links import LINK, ROOT, find_line, mend, read_markdown
+
+nbformat = pytest.importorskip("nbformat", reason="the notebooks need nbformat: pip install .[test]")
+nbclient = pytest.importorskip("nbclient", reason="the notebooks need nbclient: pip install .[test]")
+
+FOLDER = ROOT / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+NAMES = [path.stem for path in NOTEBOOKS]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
+def test_it_runs(path, monkeypatch):
+    """A cell that raises, an assertion included, fails here with the cell and its traceback."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    notebook = nbformat.read(path, as_version=4)
+    nbclient.NotebookClient(
+        notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(FOLDER)}}
+    ).execute()
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
+def test_it_is_kept_as_it_ran(path):
+    """Outputs of one run from top to bottom, none of them an error, in a small file, without times."""
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    assert not [
+        out
+        for cell in cells
+        for out in cell.outputs
+        if out.output_type == "error" or "stderr" in out.values()
+    ]
+    assert not any(cell.metadata for cell in notebook.cells)
+    assert path.stat().st_size < 300_000
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
+def test_it_teaches(path):
+    """An equation first, predictions, checks, three exercises with folded answers, links to the code."""
+    notebook = nbformat.read(path, as_version=4)
+    text = read_markdown(path)
+    code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    first = notebook.cells[0].source
+    assert "$$" in first and "At the end you will know" in first
+    assert text.count("**Predict") >= 2 and code.count("assert ") >= 4
+    exercises, answers = text.split("## Exercises")[1].split("<details>")
+    for part in (exercises, answers):
+        assert re.findall(r"^(\d)\. ", part, re.MULTILINE) == ["1", "2", "3"]
+    assert len(LINK.findall(text)) >= 3
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
+def test_its_links_hold(path):
+    """Each piece of code stands on the line that it links to; notebooks/links.py mends what has moved."""
+    text = read_markdown(path)
+    for piece, target, number in LINK.findall(text):
+        assert find_line(FOLDER / target, piece) == int(number), "run: python notebooks/links.py"
+    for target in re.findall(r"\]\(([^)#:]+)[#)]", text):
+        assert (FOLDER / target).exists(), target
+    assert not re.search(r"\.py#L\d+\)", LINK.sub("", text)), "a link to a line must name a piece of it"
+
+
+def test_a_link_follows_its_line(tmp_path):
+    (tmp_path / "a.py").write_text("one = 1\n\ndef two():\n    return one\n")
+    assert mend("[`def two`](a.py#L1) and [x](y)", tmp_path) == "[`def two`](a.py#L3) and [x](y)"
+    with pytest.raises(LookupError):
+        find_line(tmp_path / "a.py", "one")  # twice
+    with pytest.raises(LookupError):
+        find_line(tmp_path / "a.py", "three")
+
+
+def test_a_wrong_check_would_fail(tmp_path):
+    """The machinery of test_it_runs does notice an assertion."""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("assert 1 == 2")])
+    with pytest.raises(nbclient.exceptions.CellExecutionError):
+        nbclient.NotebookClient(notebook, kernel_name="python3").execute()
