@@ -31,9 +31,9 @@ def load():
     return minprefix.load_lm("weights/gpt2-mini")
 
 
-def read_sample(split: str, limit: int = 0) -> list[tuple[str, str]]:
-    """(record, reference) pairs of the bundled E2E-like sample: all, or `limit` of them spread evenly."""
-    return pick(pairs(read_split(find_files("e2e", "sample"), split)), limit)
+def read_sample(split: str, limit: int = 0, dataset: str = "e2e") -> list[tuple[str, str]]:
+    """(x, y) of a bundled, made-up sample: all pairs, or `limit` of them spread evenly."""
+    return pick(pairs(read_split(find_files(dataset, "sample"), split)), limit)
 
 
 def encode(lm, tokenizer, texts: list[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
@@ -47,13 +47,13 @@ def words(tokenizer, ids: list[int]) -> list[str]:
     return [named.get(id, tokenizer.decode([id])).strip() or "·" for id in ids]
 
 
-def train(lm, theta, method: str, encoded: list, steps: int, lr: float, batch: int = 4, seed: int = 0):
-    """AdamW, lr falling to 0 in a straight line -> the loss of each step in nats a token."""
+def train(lm, theta, method: str, encoded: list, steps: int, lr: float, batch=4, seed=0, stop=None):
+    """AdamW, lr falling to 0 in a straight line -> the loss of each step (or of the first `stop`), nats."""
     rng = random.Random(seed)
     optimizer = torch.optim.AdamW(theta.parameters(), lr=lr, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
     losses = []
-    for _ in range(steps):
+    for _ in range(stop or steps):
         summed, tokens = target_loss(lm, compute_sites(lm, method, theta), rng.sample(encoded, batch))
         optimizer.zero_grad()
         (summed / tokens).backward()
