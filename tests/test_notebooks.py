@@ -3,8 +3,11 @@
 import re
 
 import pytest
+import torch
 
+from notebooks.lecture import attention
 from notebooks.links import LINK, ROOT, find_line, mend, read_markdown
+from tests.conftest import make_gpt2
 
 nbformat = pytest.importorskip("nbformat", reason="the notebooks need nbformat: pip install .[test]")
 nbclient = pytest.importorskip("nbclient", reason="the notebooks need nbclient: pip install .[test]")
@@ -82,3 +85,16 @@ def test_a_wrong_check_would_fail(tmp_path):
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("assert 1 == 2")])
     with pytest.raises(nbclient.exceptions.CellExecutionError):
         nbclient.NotebookClient(notebook, kernel_name="python3").execute()
+
+
+def test_attention_weights_are_the_models():
+    """What the pictures of attention show, times the values, is what the blocks' attention puts out."""
+    lm, caught = make_gpt2(), []
+    hook = lm.h[1].attn.c_proj.register_forward_hook(lambda _, given, __: caught.append(given[0]))
+    cache = lm.empty_cache(1)
+    cache.splice(torch.randn(3, 2 * 2 * 32))
+    weights = attention(lm, [5, 6, 7, 8], cache)
+    hook.remove()
+    ours = (weights[1] @ cache.values[1][0]).transpose(0, 1).flatten(1)  # (T, C)
+    assert torch.allclose(ours, caught[0][0], atol=1e-5)
+    assert torch.allclose(weights.sum(-1), torch.ones(()), atol=1e-5)
