@@ -1,5 +1,6 @@
 """Every notebook runs from top to bottom, its own checks hold, and its links point at the lines they name."""
 
+import itertools
 import re
 
 import pytest
@@ -98,3 +99,10 @@ def test_attention_weights_are_the_models():
     ours = (weights[1] @ cache.values[1][0]).transpose(0, 1).flatten(1)  # (T, C)
     assert torch.allclose(ours, caught[0][0], atol=1e-5)
     assert torch.allclose(weights.sum(-1), torch.ones(()), atol=1e-5)
+
+
+def test_the_course_is_whole():
+    """Notebooks 1 to 9 in order, each with a link to the next."""
+    assert [name.split("_")[0] for name in NAMES] == [str(i) for i in range(1, 10)]
+    for path, following in itertools.pairwise(NOTEBOOKS):
+        assert f"]({following.name})" in read_markdown(path)
