@@ -106,3 +106,14 @@ def test_the_course_is_whole():
     assert [name.split("_")[0] for name in NAMES] == [str(i) for i in range(1, 10)]
     for path, following in itertools.pairwise(NOTEBOOKS):
         assert f"]({following.name})" in read_markdown(path)
+
+
+def test_the_readme_leads_from_each_equation_to_its_line_and_its_notebook():
+    text = read_markdown(ROOT / "README.md")
+    for piece, target, number in LINK.findall(text):
+        assert find_line(ROOT / target, piece) == int(number), "run: python notebooks/links.py"
+    rows = [line for line in text.splitlines() if re.match(r"\| (Eq|Sec)\. ", line)]
+    assert all(LINK.search(row) for row in rows)
+    notebooks = [re.search(r"\(notebooks/(\S+)\.ipynb\)", row)[1] for row in rows]
+    assert set(notebooks) == set(NAMES)
+    assert all(f"Eq. {number}" in text for number in (1, 2, 3))
