@@ -179,11 +179,11 @@ def test_bad_prefixes_are_refused(kind, words, trained, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["prefix_length=5"], "did you mean prefix_len"),
+        (["prefix_length=5"], "did you mean 'prefix_len'"),
         (["dataset=e3e"], "did you mean 'e2e'"),
         (["method=prefixx"], "choose one of prefix"),
         (["lr=fast"], "must be a number"),
-        (["lr=-1"], "above 0"),
+        (["lr=-1"], "lr is -1.0: it must lie between 1e-12 and"),
         (["epochs=2.5"], "must be a whole number"),
         (["bf16=perhaps"], "true or false"),
         (["beams"], "has no value"),
