@@ -149,9 +149,11 @@ def check_base(prefix, lm) -> None:
     widths = lm.site_widths()
     fits = all(P_theta.shape[1] == widths.get(site) for site, P_theta in prefix.sites.items())
     given, needed = lm.config.fingerprint, prefix.base["fingerprint"]
-    if not needed:  # a PEFT folder says no more than this
+    if needed != given:  # a PEFT folder's is unknown; the plus marks what apply_tensors changed
+        fits &= not needed and not prefix.tensors and "+" not in given
+    if not needed:
         fits &= all(getattr(lm.config, key, None) == value for key, value in prefix.base["config"].items())
-    if not fits or needed not in ("", given):
+    if not fits:
         raise InputError(
             f"the prefix was trained on {prefix.base['name']!r} (fingerprint {needed or 'unknown'}) and does "
             f"not fit {lm.config.name!r} ({given or 'none'}): pass --model with the model it was trained on"
