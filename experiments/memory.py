@@ -7,8 +7,6 @@ top of what the process held before: the weights are loaded by then, and a short
 """
 
 import json
-import platform
-import re
 import subprocess
 import sys
 import tempfile
@@ -18,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from experiments.machine import describe_machine, read_memory, reset_peak
 from minprefix.errors import InputError
 from minprefix.generate import generate
 from minprefix.hub import load_lm
@@ -67,17 +66,12 @@ def load_theirs(folder: str) -> Callable[[list[list[int]], int], list[list[int]]
     return decode
 
 
-def read_memory(key: str) -> int:
-    """This process's memory in bytes: VmRSS is what it holds, VmHWM the most since that was reset."""
-    return 1024 * int(re.search(rf"{key}:\s*(\d+)", Path("/proc/self/status").read_text())[1])
-
-
 def measure(side: str, folder: str, tokens: str) -> None:
     """In a process of its own: decodes, then prints what that took as JSON."""
     decode = {"ours": load_ours, "transformers": load_theirs}[side](folder)
     decode([[5, 6, 7]], 2)  # mapped weights count from their first use on
     before, began = read_memory("VmRSS"), time.monotonic()
-    Path("/proc/self/clear_refs").write_text("5")  # else the peak is that of loading
+    reset_peak()  # else the peak is that of loading
     ids = decode(make_sources(), int(tokens))
     peak, seconds = read_memory("VmHWM"), round(time.monotonic() - began)
     print(json.dumps({"peak": peak, "beyond_weights": peak - before, "seconds": seconds, "ids": ids}))
@@ -94,9 +88,8 @@ def compare(tokens: int) -> dict:
     if sides["ours"].pop("ids") != sides["transformers"].pop("ids"):
         raise InputError("the two sides decode different ids: their memory is not comparable")
     ratio = sides["ours"]["beyond_weights"] / sides["transformers"]["beyond_weights"]
-    machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    case = {"sources": SOURCES, "length": LENGTH, "beams": BEAMS, "new_tokens": tokens, "machine": machine}
-    return case | sides | {"ratio_beyond_weights": round(ratio, 3)}
+    case = {"sources": SOURCES, "length": LENGTH, "beams": BEAMS, "new_tokens": tokens}
+    return case | {"machine": describe_machine()} | sides | {"ratio_beyond_weights": round(ratio, 3)}
 
 
 def main(arguments: list[str]) -> None:

@@ -9,7 +9,6 @@ result is experiments/results/paper_scale.json.
 
 import dataclasses
 import json
-import platform
 import resource
 import subprocess
 import sys
@@ -21,6 +20,7 @@ import torch
 
 import sample
 import train
+from experiments.machine import describe_machine
 from minprefix.config import parse_config
 from minprefix.data import find_files
 from minprefix.gpt2 import GPT2, GPT2Config
@@ -74,7 +74,7 @@ def run_cell(more: list[str]) -> dict:
     return {
         "command": " ".join(["python -m experiments.paper_scale", *more]),
         "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip(),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        "machine": describe_machine(),
         "seed": config.seed,
         "config": dataclasses.asdict(dataclasses.replace(config, out="")),
         "parameters_of_the_lm": sum(parameter.numel() for parameter in lm.parameters()),

@@ -14,7 +14,6 @@ import contextlib
 import dataclasses
 import fcntl
 import json
-import platform
 import re
 import statistics
 import subprocess
@@ -26,6 +25,7 @@ from pathlib import Path
 import torch
 
 from experiments.artefacts import MINI, PAPER, Cell, choose_runs, make_artefacts, merit, read_runs
+from experiments.machine import describe_machine, read_memory, reset_peak
 from minprefix.config import DECODING, Config, parse_config, restore_config
 from minprefix.data import DataFiles, find_files, pick, read_split
 from minprefix.errors import InputError
@@ -153,7 +153,7 @@ def run_cell(artefact: str, cell: Cell, lr: float, seed: int) -> None:
         "command": " ".join(command),
         "config": dataclasses.asdict(dataclasses.replace(config, out="")),
         "data": files.origin,
-        "machine": describe_machine(device),
+        "machine": f"{describe_machine()}, {device}",
         "commit": read_commit(),
         "seconds": round(time.monotonic() - began),
         **found,
@@ -170,10 +170,10 @@ def run_method(cell: Cell, config: Config, files: DataFiles) -> dict:
     lm, tokenizer = load_lm(config.model, device=config.device)
     state = resume(config)
     check_origin(state, describe_origin(lm, files))
-    reset_peak(config)
+    begin_peak(config.device)
     began = time.monotonic()
     theta = train(config, lm, tokenizer, files, state)
-    costs = {"train_seconds": round(time.monotonic() - began), "peak_memory_bytes": read_peak(config)}
+    costs = {"train_seconds": round(time.monotonic() - began), "peak_memory_bytes": read_peak(config.device)}
     costs |= {"resumed_at_step": state["step"]} if state else {}
     costs["trained_numbers"] = sum(parameter.numel() for parameter in theta.parameters())
     saved = collapse(lm, config.method, theta, dataclasses.asdict(config), files.origin)
@@ -263,22 +263,16 @@ def read_curves(lines: list[dict]) -> dict:
     }
 
 
-def reset_peak(config: Config) -> None:
-    if config.device == "cpu":
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak counts from here on
+def begin_peak(device: str) -> None:
+    if device == "cpu":
+        reset_peak()
     else:
         torch.cuda.reset_peak_memory_stats()
 
 
-def read_peak(config: Config) -> int:
-    """The most memory since reset_peak, in bytes: resident on a CPU, allocated on a GPU."""
-    if config.device == "cpu":
-        return 1024 * int(re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[1])
-    return torch.cuda.max_memory_allocated()
-
-
-def describe_machine(device: str) -> str:
-    return f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {device}"
+def read_peak(device: str) -> int:
+    """The most memory since begin_peak, in bytes: resident on a CPU, allocated on a GPU."""
+    return read_memory("VmHWM") if device == "cpu" else torch.cuda.max_memory_allocated()
 
 
 def read_commit() -> str:

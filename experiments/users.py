@@ -15,7 +15,6 @@ import dataclasses
 import json
 import multiprocessing
 import os
-import platform
 import resource
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from experiments.machine import describe_machine
 from minprefix.config import Config
 from minprefix.data import find_files, pairs, pick, read_split
 from minprefix.generate import gather_prefixes, generate
@@ -253,8 +253,8 @@ def read_targets(lm, x: list[int], y: list[int], prefix: SavedPrefix) -> Tensor:
 
 def write_result(name: str, result: dict) -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
-    where = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    facts = {"machine": where, "load average": os.getloadavg()[0]}  # the times are those of a busy machine
+    # the times are those of a busy machine
+    facts = {"machine": describe_machine(), "load average": os.getloadavg()[0]}
     (RESULTS / f"{name}.json").write_text(json.dumps(facts | result, indent=1) + "\n")
 
 
