@@ -45,6 +45,7 @@ FIRMS += str.split(
 )
 DAYS = str.split("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
 MONTHS = str.split("January February March April May June July August September October November December")
+COUNTRIES = str.split("Arvenia Belmora Costaria Drelland Estavia Feronia Galdia Hestria")
 NUMBERS = str.split("two three four five six seven eight nine ten")
 
 # kind -> section, facts to draw, summaries, and the article's sentences: the first two are always there, one
@@ -343,16 +344,7 @@ KINDS = {
         "news/world",
         {
             "storm": ["storm", "flood", "earthquake", "landslide", "cyclone", "forest fire"],
-            "country": [
-                "Arvenia",
-                "Belmora",
-                "Costaria",
-                "Drelland",
-                "Estavia",
-                "Feronia",
-                "Galdia",
-                "Hestria",
-            ],
+            "country": COUNTRIES,
             "harm": [
                 "has destroyed hundreds of homes",
                 "has left thousands without power",
@@ -391,16 +383,7 @@ KINDS = {
     "election": (
         "news/world",
         {
-            "country": [
-                "Arvenia",
-                "Belmora",
-                "Costaria",
-                "Drelland",
-                "Estavia",
-                "Feronia",
-                "Galdia",
-                "Hestria",
-            ],
+            "country": COUNTRIES,
             "office": ["president", "prime minister", "mayor of the capital"],
             "issue": ["higher wages", "an end to corruption", "cheaper housing", "more money for schools"],
             "share": [str(n) for n in range(51, 68)],

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 from denoising import BOS, EOS, PAD, number_vocabulary
+from records import EOT
 from safetensors.torch import save_file
 
 from minprefix.bart import BART
@@ -12,7 +13,6 @@ from minprefix.gpt2 import GPT2
 
 SHAPE = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")
 BPE = ("vocab.json", "merges.txt")
-EOT = "<|endoftext|>"
 
 
 def export(lm: GPT2 | BART, bpe: Path, out: Path) -> None:

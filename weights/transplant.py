@@ -7,6 +7,7 @@ source is just that, and from its past it has learnt to copy.
 """
 
 import torch
+from denoising import EOS, SHIFT
 from torch import Tensor, nn
 
 from minprefix.bart import BART
@@ -21,7 +22,8 @@ def transplant(start: GPT2, lm: BART, ids: Tensor) -> None:
     """Fills lm's tensors in place. ids (B, T): any text, on which the size of the stream is measured."""
     factor = SCALE / start.wte.weight.std()
     # GPT-2's <|endoftext|> becomes </s>; the other special tokens stay random.
-    lm.shared.weight[2], lm.shared.weight[4:-1] = start.wte.weight[0] * factor, start.wte.weight[1:] * factor
+    known = start.wte.weight * factor
+    lm.shared.weight[EOS], lm.shared.weight[SHIFT + 1 : -1] = known[0], known[1:]
     sizes = measure_stream(start, ids)
     n, first = len(lm.encoder.layers), (len(lm.decoder.layers) + 1) // 2
     last = len(start.h) - (len(lm.decoder.layers) - first)
