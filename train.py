@@ -19,7 +19,15 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from minprefix.config import DECODING, Config, describe_keys, parse_argument, parse_config, restore_config
+from minprefix.config import (
+    DECODING,
+    Config,
+    describe_keys,
+    find_task,
+    parse_argument,
+    parse_config,
+    restore_config,
+)
 from minprefix.data import find_files, make_batches, pairs, pick, read_split
 from minprefix.errors import InputError, blame_memory, explain
 from minprefix.generate import check_length
@@ -156,8 +164,7 @@ def score_texts(dataset: str, texts: list[str], records: list) -> dict:
     """What the data set's official script reports, for WebNLG also of seen and unseen categories."""
     is_webnlg = dataset == "webnlg"
     groups = ["unseen" if record.group in UNSEEN else "seen" for record in records] if is_webnlg else ()
-    task = "xsum" if dataset == "bbc" else dataset
-    figures = score(task, texts, [record.references for record in records], groups)
+    figures = score(find_task(dataset), texts, [record.references for record in records], groups)
     return figures | {"records": len(records)}
 
 

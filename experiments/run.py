@@ -26,7 +26,7 @@ import torch
 
 from experiments.artefacts import MINI, PAPER, Cell, choose_runs, make_artefacts, merit, read_runs
 from experiments.machine import describe_machine, read_memory, reset_peak
-from minprefix.config import DECODING, Config, parse_config, restore_config
+from minprefix.config import DECODING, Config, find_task, parse_config, restore_config
 from minprefix.data import DataFiles, find_files, pick, read_split
 from minprefix.errors import InputError
 from minprefix.hub import load_lm
@@ -247,7 +247,7 @@ def measure(config: Config, described: list) -> dict:
 
 def measure_choice(files: DataFiles, described: list) -> dict:
     """The metric that dev chooses by, without the slow ones beside it."""
-    metric = rouge if files.dataset.startswith(("xsum", "bbc")) else bleu
+    metric = rouge if find_task(files.dataset) == "xsum" else bleu
     metrics = metric([text for _, text in described], [record.references for record, _ in described])
     return metrics | {"records": len(described)}
 

@@ -4,6 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from minprefix.errors import InputError, check_range, nearest
+from minprefix.prefix import CHANGES
 
 # How a text is written: the keys that sample.py takes from the training where it is told nothing else.
 DECODING = ("beams", "length_penalty", "max_new_tokens", "min_new_tokens", "max_source")
@@ -89,8 +90,7 @@ MINI |= {
 def parse_config(arguments: list[str]) -> Config:
     """Config from key=value arguments, over the presets of their data set, model and method."""
     given = dict(parse_argument(argument) for argument in arguments)
-    task = given.get("dataset", Config.dataset).partition("-")[0]  # of xsum-within-news, xsum
-    task = "xsum" if task == "bbc" else task
+    task = find_task(given.get("dataset", Config.dataset))
     if task == "xsum":
         given = {"model": "weights/bart-mini"} | given
     base = Config(**{name: given[name] for name in ("dataset", "model", "method") if name in given})
@@ -102,6 +102,12 @@ def parse_config(arguments: list[str]) -> Config:
     config = dataclasses.replace(base, **(preset | given))
     check(config)
     return config if config.out else dataclasses.replace(config, out=f"{config.dataset}.pt")
+
+
+def find_task(dataset: str) -> str:
+    """The data set whose presets and metrics count: xsum for its parts and for bbc, else itself."""
+    name = dataset.partition("-")[0]
+    return "xsum" if name == "bbc" else name
 
 
 def parse_argument(argument: str) -> tuple[str, object]:
@@ -141,13 +147,12 @@ def check(c: Config) -> None:
     for field in dataclasses.fields(Config):
         if field.type in (int, float):
             check_range(field.name, getattr(c, field.name), *field.metadata["range"])
-    no_prefix = c.method in ("full", "top2", "adapter", "lora")
     checks = (
         (c.min_new_tokens <= c.max_new_tokens, f"min_new_tokens={c.min_new_tokens} is above max_new_tokens"),
         (c.device.split(":")[0] in ("cpu", "cuda"), f"device={c.device} must be cpu or cuda"),
         (c.init.strip(), "init= has no words: give random, or words to start from"),
-        (c.init == "random" or not no_prefix, f"method={c.method} has no prefix: leave init= out"),
-        (not c.sites or not no_prefix, f"method={c.method} has no prefix: leave sites= out"),
+        (c.init == "random" or c.method not in CHANGES, f"method={c.method} has no prefix: leave init= out"),
+        (not c.sites or c.method not in CHANGES, f"method={c.method} has no prefix: leave sites= out"),
         (not c.out or c.out.endswith(".pt"), f"out={c.out} must end in .pt"),
         (not c.out.endswith(".state.pt"), f"out={c.out} is the name of a state: choose another one"),
         (c.loss in ("token", "sum"), f"loss={c.loss} must be token or sum"),

@@ -14,10 +14,10 @@ from minprefix.cache import pad_right
 from minprefix.errors import InputError
 from minprefix.generate import check_base
 from minprefix.gpt2 import GPT2, Block
-from minprefix.prefix import SavedPrefix, choose_sites, compute_activations, make_site
+from minprefix.prefix import CHANGES, SavedPrefix, choose_sites, compute_activations, make_site
 
 PREFIXES = ("prefix", "infix", "embedding")  # the LM stays as it is
-METHODS = (*PREFIXES, "full", "top2", "adapter", "lora")
+METHODS = (*PREFIXES, *CHANGES)
 IGNORED = -100  # F.cross_entropy's mark for positions outside Y_idx
 
 

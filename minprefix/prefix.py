@@ -67,6 +67,9 @@ def embed_words(lm, words: list[int], length: int) -> Tensor:
     return lm.wte.weight[[words[i % len(words)] for i in range(length)]].float()
 
 
+CHANGES = ("full", "top2", "adapter", "lora")  # the methods that have no prefix, but change the model
+
+
 @dataclass(frozen=True)
 class SavedPrefix:
     """What is left of a training: the content of a .pt file, as store.py writes it.

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from minprefix.errors import InputError, explain, first_line
-from minprefix.prefix import SavedPrefix
+from minprefix.prefix import CHANGES, SavedPrefix
 
 FORMAT = "minprefix/1"
 FIELDS = {"method": str, "sites": dict, "positions": str, "base": dict, "config": dict, "metrics": dict}
 FIELDS |= {"data": str, "tensors": dict}  # what a .pt file holds beside its format
 SELF_AND_CROSS = {"encoder", "decoder", "cross"}
 SITES = {"prefix": SELF_AND_CROSS, "embedding": SELF_AND_CROSS, "infix": {"infix"}}
-SITES |= {method: set() for method in ("full", "top2", "adapter", "lora")}  # they have tensors instead
+SITES |= {method: set() for method in CHANGES}  # they have tensors instead
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 BASE_FIELDS = {"name": str, "config": dict, "fingerprint": str}
 
