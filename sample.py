@@ -1,17 +1,22 @@
 """Read what a prefix makes the model write: python sample.py --prefix e2e.pt
 
-Without --input it describes records of the test set that the prefix was trained for, and on a terminal it
-then asks for more. With several --prefix every input is answered with each prefix, all in one batch, or with
---ensemble by all of them together; the decoding settings are those of the first, unless they are given.
+Without --input it describes records of the test set that the prefix was
+trained for, and on a terminal it then asks for more. With several --prefix
+every record is answered with each of them, all in one batch, or with
+--ensemble by all of them together. A decoding setting that is not given is
+that of the first prefix's training.
 """
 
 import argparse
 import csv
 import io
+import itertools
 import json
 import os
 import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,8 +41,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
+    usage = "python sample.py --prefix FILE [--prefix FILE ...] [flags]"
     formatter = argparse.RawDescriptionHelpFormatter
-    parser = Parser(description=__doc__, formatter_class=formatter)
+    parser = Parser(usage=usage, description=__doc__, formatter_class=formatter)
     add = parser.add_argument
     add(
         "--prefix",
@@ -46,23 +52,25 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         metavar="FILE",
         help="of train.py, or a PEFT folder; may be given again",
     )
-    add("--ensemble", action="store_true", help="one answer of all prefixes: the mean of their distributions")
-    add("--model", metavar="NAME", help="the frozen LM, where it is not where the prefix was trained")
-    add("--input", metavar="FILE", help="records as lines of text or JSON, or .json, or .csv; - is stdin")
+    add("--ensemble", action="store_true", help="one answer: the mean of the prefixes' distributions")
+    add("--model", metavar="NAME", help="the frozen LM, if it has moved since the training")
+    add("--input", metavar="FILE", help="lines of text or JSON, a .json or a .csv; - is stdin")
     add("--output", metavar="FILE", help="write JSON lines there instead of text to the terminal")
-    add("--data", help="auto, download, sample or a folder; default: as in the training")
+    add("--data", metavar="D", help="auto, download, sample or a folder (default: the training's)")
     add("--records", type=int, default=5, metavar="N", help="test records to describe (default 5; 0: all)")
-    add("--beams", type=int, metavar="K", help="default: as in the training")
-    add("--length-penalty", type=float, metavar="A", help="default: as in the training")
-    add("--max-new-tokens", type=int, metavar="N", help="default: as in the training")
-    add("--min-new-tokens", type=int, metavar="N", help="default: as in the training")
-    add("--max-source", type=int, metavar="N", help="cut sources to N tokens; default: as in the training")
+    add("--device", default="cpu", metavar="D", help="cpu or cuda (default cpu)")
+    add = parser.add_argument_group("decoding (defaults: the training's)").add_argument
+    add("--beams", type=int, metavar="K", help="of the beam search; 1 is greedy")
+    add("--length-penalty", type=float, metavar="A", help="alpha in sum log p / |y|^alpha")
+    add("--max-new-tokens", type=int, metavar="N", help="longest text")
+    add("--min-new-tokens", type=int, metavar="N", help="shortest text")
+    add("--max-source", type=int, metavar="N", help="cut sources to N tokens; 0: uncut")
+    add = parser.add_argument_group("sampling").add_argument
     add("--sample", action="store_true", help="draw from the distribution instead of searching")
-    add("--temperature", type=float, default=1.0)
-    add("--top-k", type=int, default=0)
-    add("--top-p", type=float, default=1.0)
-    add("--seed", type=int, default=0)
-    add("--device", default="cpu")
+    add("--temperature", type=float, default=1.0, metavar="T", help="below 1 sharper, above 1 flatter")
+    add("--top-k", type=int, default=0, metavar="K", help="only the K likeliest tokens (default 0: all)")
+    add("--top-p", type=float, default=1.0, metavar="P", help="only the likeliest of mass P (default 1: all)")
+    add("--seed", type=int, default=0, metavar="N", help="of the draws (default 0)")
     return parser.parse_args(arguments)
 
 
@@ -88,8 +96,7 @@ def main(arguments: list[str]) -> None:
             refuse_overwriting(args.output)
             write_atomically(args.output, lambda part: write_lines(part, lines))
         return
-    for line in answers:
-        show(line)
+    show_all(answers, voices=1 if args.ensemble else len(rows))
     if not args.input and sys.stdin and sys.stdin.isatty() and sys.stdout.isatty():
         talk(args, lm, tokenizer, rows, options, dataset)
 
@@ -143,11 +150,27 @@ def answer(args, lm, tokenizer, records: list[Record], rows: list, options: dict
             yield line | {"references": list(record.references), "group": record.group}
 
 
-def show(line: dict) -> None:
-    print(f"record     {line['source']}\n{Path(line['prefix']).stem:<10} {line['text']}")
-    if line["references"]:
-        print(f"reference  {line['references'][0]}")
-    print(flush=True)
+def show_all(answers: Iterator[dict], voices: int) -> None:
+    """Prints each record once, with the text of each voice and a reference."""
+    while lines := list(itertools.islice(answers, voices)):
+        names = [line["prefix"] for line in lines]
+        stems = [Path(name).stem for name in names]
+        labels = stems if len(set(stems)) == voices else names
+        rows = [("record", lines[0]["source"]), *zip(labels, (line["text"] for line in lines))]
+        rows += [("reference", text) for text in lines[0]["references"][:1]]
+        width = max(10, *map(len, labels))
+        for label, text in rows:
+            print(fit(f"{label:<{width}} ", text, sys.stdout))
+        print(flush=True)
+
+
+def fit(label: str, text: str, stream) -> str:
+    """In one line, or on a terminal in lines of its width that begin where the text does."""
+    if not stream.isatty():
+        return label + text
+    columns = max(40, shutil.get_terminal_size().columns)
+    indent = " " * min(len(label), columns // 2)
+    return textwrap.fill(text, columns, initial_indent=label, subsequent_indent=indent) or label
 
 
 def write_lines(path: Path, lines: Iterator[str]) -> None:
@@ -157,12 +180,13 @@ def write_lines(path: Path, lines: Iterator[str]) -> None:
 
 def talk(args, lm, tokenizer, rows: list, options: dict, dataset: str) -> None:
     """Describes what is typed until an empty line or the end of the input."""
-    example = "name : Blue Lantern | food : Indian | area : riverside"
-    print(f"Type a record, such as  {example if dataset == 'e2e' else 'those above'}  (empty: stop)")
+    example = "\n  name : Blue Lantern | food : Indian | area : riverside"
+    print(f"Type a record (an empty line ends), such as {'those above' if dataset != 'e2e' else example}")
     while text := read_line():
         try:
-            for line in answer(args, lm, tokenizer, [Record(parse_line(text, dataset), ())], rows, options):
-                show(line)
+            record = Record(parse_line(text, dataset), ())
+            answers = answer(args, lm, tokenizer, [record], rows, options)
+            show_all(answers, voices=1 if args.ensemble else len(rows))
         except InputError as error:
             print(f"{error}\n")
 
@@ -171,6 +195,7 @@ def read_line() -> str:
     try:
         return input("> ").strip()
     except EOFError:
+        print()  # else the shell goes on in this line
         return ""
 
 
@@ -181,7 +206,9 @@ def choose_records(args, prefix: SavedPrefix) -> list[Record]:
     data = read_setting(prefix, "data") if args.data is None else args.data
     files = find_files(read_setting(prefix, "dataset"), data)
     if files.is_sample or files.origin != prefix.data:
-        print(f"!!! records: {files.origin}, {files.detail}; training: {prefix.data} !!!\n", file=sys.stderr)
+        training = "" if files.origin == prefix.data else f"; training: {prefix.data}"
+        text = f"records: {files.origin}, {files.detail}{training} !!!"
+        print(fit("!!! ", text, sys.stderr), file=sys.stderr, end="\n\n")
     return pick(read_split(files, "test"), args.records)
 
 
