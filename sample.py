@@ -54,7 +54,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     )
     add("--ensemble", action="store_true", help="one answer: the mean of the prefixes' distributions")
     add("--model", metavar="NAME", help="the frozen LM, if it has moved since the training")
-    add("--input", metavar="FILE", help="lines of text or JSON, a .json or a .csv; - is stdin")
+    add("--input", metavar="FILE", help="records: lines of text or JSON, a .json or a .csv; - is stdin")
     add("--output", metavar="FILE", help="write JSON lines there instead of text to the terminal")
     add("--data", metavar="D", help="auto, download, sample or a folder (default: the training's)")
     add("--records", type=int, default=5, metavar="N", help="test records to describe (default 5; 0: all)")
@@ -78,12 +78,12 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
 def main(arguments: list[str]) -> None:
     args = parse_arguments(arguments)
     prefixes = [read_prefix(path) for path in args.prefix]
+    if args.ensemble:
+        check_members(args.prefix, prefixes)
     refuse_overwriting(args.output)
     dataset, given = read_setting(prefixes[0], "dataset"), args.input is not None
     records = read_input(args.input, dataset) if given else choose_records(args, prefixes[0])
     lm, tokenizer = load_lm(name_model(args, prefixes[0]), device=args.device)
-    if args.ensemble:
-        check_members(args.prefix, prefixes)
     options = choose_options(args, prefixes[0])
     rows = prepare_prefixes(lm, prefixes)
     sources = [encode_source(lm, tokenizer, record.source, options["max_source"]) for record in records]
@@ -170,7 +170,8 @@ def fit(label: str, text: str, stream) -> str:
         return label + text
     columns = max(40, shutil.get_terminal_size().columns)
     indent = " " * min(len(label), columns // 2)
-    return textwrap.fill(text, columns, initial_indent=label, subsequent_indent=indent) or label
+    whole = {"break_long_words": False, "break_on_hyphens": False}  # a path can still be copied
+    return textwrap.fill(text, columns, initial_indent=label, subsequent_indent=indent, **whole) or label
 
 
 def write_lines(path: Path, lines: Iterator[str]) -> None:
@@ -317,7 +318,7 @@ if __name__ == "__main__":
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (InputError, OSError) as error:
-        print(f"sample.py: {error}", file=sys.stderr)
+        print(fit("sample.py: ", str(error), sys.stderr), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

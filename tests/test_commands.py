@@ -1,5 +1,6 @@
 """train.py and sample.py as a user meets them, on the bundled sample and a tiny random model."""
 
+import io
 import json
 import os
 import signal
@@ -139,6 +140,24 @@ def test_several_prefixes_answer_each_input(trained, tiny_folder, tmp_path, caps
     sample.main(["--prefix", str(trained), "--prefix", str(other), "--records", "2"])
     together = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("e2e ", "longer "))]
     assert sorted(together) == sorted(alone) and len(together) == 4
+
+
+def test_a_terminal_gets_lines_of_its_width_and_a_pipe_whole_ones(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    pipe, terminal, text = io.StringIO(), io.StringIO(), " ".join(["word"] * 60)
+    monkeypatch.setattr(terminal, "isatty", lambda: True, raising=False)
+    assert sample.fit("record     ", text, pipe) == "record     " + text
+    first, *others = sample.fit("record     ", text, terminal).split("\n")
+    assert first.startswith("record     word") and len(others) > 2
+    assert all(line.startswith(" " * 11 + "word") and len(line) <= 80 for line in others)
+    assert sample.fit("e2e        ", "", terminal) == "e2e        "
+
+
+def test_the_help_fits_a_terminal_of_80_columns(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        sample.main(["--help"])
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
 
 
 class Bomb:
