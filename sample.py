@@ -54,9 +54,9 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     )
     add("--ensemble", action="store_true", help="one answer: the mean of the prefixes' distributions")
     add("--model", metavar="NAME", help="the frozen LM, if it has moved since the training")
-    add("--input", metavar="FILE", help="records: lines of text or JSON, a .json or a .csv; - is stdin")
+    add("--input", metavar="FILE", help="records: text or JSON lines, a .json, a .csv; - is stdin")
     add("--output", metavar="FILE", help="write JSON lines there instead of text to the terminal")
-    add("--data", metavar="D", help="auto, download, sample or a folder (default: the training's)")
+    add("--data", metavar="D", help="auto, download, sample, a folder (default: training's)")
     add("--records", type=int, default=5, metavar="N", help="test records to describe (default 5; 0: all)")
     add("--device", default="cpu", metavar="D", help="cpu or cuda (default cpu)")
     add = parser.add_argument_group("decoding (defaults: the training's)").add_argument
@@ -189,7 +189,7 @@ def talk(args, lm, tokenizer, rows: list, options: dict, dataset: str) -> None:
             answers = answer(args, lm, tokenizer, [record], rows, options)
             show_all(answers, voices=1 if args.ensemble else len(rows))
         except InputError as error:
-            print(f"{error}\n")
+            print(fit("", str(error), sys.stdout), end="\n\n")
 
 
 def read_line() -> str:
