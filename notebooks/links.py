@@ -4,6 +4,7 @@ Such a link is a piece of the line and the place: [`def splice`](../minprefix/ca
 once in that file, so the number can always be found again; tests/test_notebooks.py asks for it to be right.
 """
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -38,6 +39,13 @@ def read_markdown(path: Path) -> str:
         return text
     cells = json.loads(text)["cells"]
     return "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+
+
+def digest_code(path: Path) -> str:
+    """Of the code cells of an .ipynb. run.py keeps it with the outputs: they are stale where it differs."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    code = "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    return hashlib.sha256(code.encode()).hexdigest()[:16]
 
 
 def mend_file(path: Path) -> None:

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import nbformat
-from links import ROOT, mend_file
+from links import ROOT, digest_code, mend_file
 from nbclient import NotebookClient
 from PIL import Image
 
@@ -19,12 +19,13 @@ FOLDER = ROOT / "notebooks"
 
 def run(path: Path) -> None:
     """Executes a notebook and writes it back; an error leaves the file as it was."""
-    notebook = nbformat.read(path, as_version=4)
+    notebook, code = nbformat.read(path, as_version=4), digest_code(path)
     where = {"metadata": {"path": str(FOLDER)}}
     NotebookClient(
         notebook, kernel_name="python3", record_timing=False, coalesce_streams=True, resources=where
     ).execute()
     notebook.metadata.language_info = {"name": "python"}  # without the version that happened to run it
+    notebook.metadata.code = code
     for cell in notebook.cells:
         cell.metadata = {}
         for output in cell.get("outputs", []):

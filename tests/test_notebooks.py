@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from notebooks.lecture import attention
-from notebooks.links import LINK, ROOT, find_line, mend, read_markdown
+from notebooks.links import LINK, ROOT, digest_code, find_line, mend, read_markdown
 from tests.conftest import make_gpt2
 
 nbformat = pytest.importorskip("nbformat", reason="the notebooks need nbformat: pip install .[test]")
@@ -31,8 +31,9 @@ def test_it_runs(path, monkeypatch):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
 def test_it_is_kept_as_it_ran(path):
-    """Outputs of one run from top to bottom, none of them an error, in a small file, without times."""
+    """Outputs of one run of this very code, from top to bottom and without errors, in a small file."""
     notebook = nbformat.read(path, as_version=4)
+    assert notebook.metadata["code"] == digest_code(path), f"run: python notebooks/run.py {path.stem}"
     nbformat.validate(notebook)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
