@@ -48,15 +48,14 @@ class Scale:
     folder: Path
     sets: dict[str, list[str]]  # data set -> settings of all its cells
     low: list[str]  # on top of these, for 50 to 500 training pairs
-    rates: dict[
-        str, tuple[float, ...]
-    ]  # method -> learning rates, the likeliest first; BART's begin with xsum-
+    # method -> learning rates, the best or likeliest first; "low-": for few pairs, "xsum-": BART's
+    rates: dict[str, tuple[float, ...]]
+    tuned: tuple[str, ...]  # the cells that try all of these, the others take the first; none: every cell
     adapters: tuple[int, int]  # bottlenecks of 0.1% and 3% of the LM's numbers
     lengths: tuple[int, ...]  # |P| of Fig. 4
     summary_lengths: tuple[int, int]  # |P| small and large of Table 3
     extrapolations: tuple[str, ...]  # the splits of Table 4
     pool: int  # the training pairs that Fig. 6 takes fractions of
-    alphas: tuple[float, ...] = ()
     dev: int = 0
     runs: int = 3  # seeds where the claim is a comparison
     timing: list[str] = field(default_factory=list)  # for the costs, where nothing need be learnt
@@ -66,35 +65,41 @@ TABLE_TO_TEXT = ["beams=5", "max_new_tokens=100"]
 NEWS = ["beams=6", "length_penalty=0.8", "min_new_tokens=11", "max_new_tokens=62", "max_target=60"]
 TIMING = ["n_train=640", "max_steps=30", "eval_limit=4", "dev_limit=8"]
 
-# One core takes 0.4 to 0.5 s for a step of 16 pairs: 400 steps, which see 6,400 of E2E's 42,061 pairs, are
-# three minutes. All methods get the same steps. The bundled model ends its texts early, so dev chooses among
-# length penalties as well. The bundled BART has read sequences of 62 to 254 tokens and copies from short ones
-# best, so articles are cut to their first 128 tokens, about five sentences.
-SMALL = ["model=weights/gpt2-mini", "prefix_len=10", "batch_size=16", "epochs=1000", "max_steps=400"]
+# One core takes about 0.25 s for a step of 8 pairs. All methods get the same steps, and two learning rates
+# each, of which dev chooses on E2E with seed 0 (with few pairs: 100 of E2E); what dev chose is the first, and
+# goes for their other cells as well. The length penalty is the paper's. The bundled BART has read sequences
+# of 62 to 254 tokens and copies from short ones best, so articles are cut to their first 128 tokens, about
+# five sentences.
+SMALL = ["model=weights/gpt2-mini", "prefix_len=10", "batch_size=8", "epochs=1000", "max_steps=300"]
 SMALL_BART = ["model=weights/bart-mini", "max_source=128", "batch_size=16", "epochs=1000", "max_steps=300"]
 MINI = Scale(
     folder=RESULTS,
-    sets={name: [*SMALL, *TABLE_TO_TEXT, "eval_limit=120"] for name in ("e2e", "webnlg", "dart")}
+    sets={name: [*SMALL, *TABLE_TO_TEXT, "eval_limit=100"] for name in ("e2e", "webnlg", "dart")}
     | {"xsum": [*SMALL_BART, *NEWS, "eval_limit=150"]},
-    low=["max_steps=150"],
+    low=["max_steps=150", "eval_limit=60"],
     rates={
-        "prefix": (2e-3, 1e-3, 4e-3),
-        "infix": (2e-3, 1e-3, 4e-3),
-        "embedding": (1e-2, 3e-3, 3e-2),
-        "full": (1e-3, 5e-4, 2e-4),
-        "top2": (1e-3, 5e-4, 2e-3),
-        "adapter": (2e-3, 1e-3, 4e-3),
-        "lora": (2e-3, 1e-3, 4e-3),
-        "xsum-prefix": (2e-3, 1e-3),
-        "xsum-embedding": (1e-2, 3e-3),
-        "xsum-full": (5e-4, 2e-4),
+        "prefix": (2e-3, 3e-3),
+        "infix": (2e-3, 3e-3),
+        "embedding": (1e-2, 3e-2),
+        "full": (1e-3, 5e-4),
+        "top2": (1e-3, 2e-3),
+        "adapter": (2e-3, 4e-3),
+        "lora": (2e-3, 5e-3),
+        "low-prefix": (2e-3, 4e-3),
+        "low-full": (1e-3, 5e-4),
+        "xsum-prefix": (2e-3,),
+        "xsum-embedding": (1e-2,),
+        "xsum-full": (5e-4,),
     },
+    tuned=(
+        *("e2e-prefix", "e2e-full", "e2e-top2", "e2e-adapter-0.1", "e2e-adapter-3", "e2e-lora"),
+        *("embedding-10", "infix-10", "prefix-100", "full-100"),
+    ),
     adapters=(1, 66),
     lengths=(1, 2, 5, 10, 20, 40),
     summary_lengths=(10, 60),
     extrapolations=("news-to-sports",),  # of the XSum part at hand, within-news has 3 test records
-    pool=4000,
-    alphas=(1.0, 2.0, 4.0),
+    pool=2000,
     dev=60,
     timing=TIMING,
 )
@@ -114,6 +119,7 @@ PAPER = Scale(
     },
     low=["epochs=100"],
     rates=dict.fromkeys(MINI.rates, NEAR),
+    tuned=(),
     adapters=(6, 224),
     lengths=(1, 5, 10, 20, 40),
     summary_lengths=(10, 200),
@@ -139,9 +145,10 @@ def make_artefacts(scale: Scale) -> dict[str, dict[str, Cell]]:
 def make_cell(scale: Scale, home: str, name: str, dataset: str, method: str, more=(), **options) -> Cell:
     family = dataset.partition("-")[0]
     settings = [f"dataset={dataset}", *scale.sets[family], f"method={method}", *more]
-    rates = scale.rates[f"xsum-{method}" if family == "xsum" else method]
-    alphas = () if family == "xsum" else scale.alphas
-    return Cell(name, tuple(settings), rates, scale.folder / home, alphas=alphas, dev=scale.dev, **options)
+    kind = "xsum-" if family == "xsum" else "low-" if set(scale.low) <= set(more) else ""
+    rates = scale.rates[kind + method]
+    rates = rates if name in scale.tuned or not scale.tuned else rates[:1]
+    return Cell(name, tuple(settings), rates, scale.folder / home, dev=scale.dev, **options)
 
 
 def list_methods(scale: Scale) -> list[tuple[str, str, list[str]]]:
@@ -218,7 +225,7 @@ def make_table5(scale: Scale) -> list[Cell]:
     # A direct prefix starts as the words themselves, and a step of 1e-9 leaves it there.
     words = ["mlp_hidden=0", "init=Write a sentence about this restaurant:", "prefix_len=10", "max_steps=1"]
     discrete = make_cell(scale, "table5", "discrete-10", "e2e", "prefix", words)
-    return [replace(discrete, rates=(1e-9,)), *trained]
+    return [replace(discrete, rates=(1e-9,), runs=1), *trained]
 
 
 def make_fig3(scale: Scale) -> list[Cell]:
@@ -232,7 +239,9 @@ def make_fig3(scale: Scale) -> list[Cell]:
 
 def make_fig4(scale: Scale) -> list[Cell]:
     return [
-        make_cell(scale, "fig4", f"prefix-{length}", "e2e", "prefix", [f"prefix_len={length}"])
+        make_cell(
+            scale, "fig4", f"prefix-{length}", "e2e", "prefix", [f"prefix_len={length}"], runs=scale.runs
+        )
         for length in scale.lengths
     ]
 
@@ -254,11 +263,10 @@ def make_fig5(scale: Scale) -> list[Cell]:
 
 
 def make_fig6(scale: Scale) -> list[Cell]:
+    pairs = {percent: f"n_train={scale.pool * percent // 100}" for percent in (10, 20, 40, 60, 80)}
     return [
-        make_cell(
-            scale, "fig6", f"{method}-{percent}", "e2e", method, [f"n_train={scale.pool * percent // 100}"]
-        )
-        for percent in (10, 20, 40, 60, 80)
+        make_cell(scale, "fig6", f"{method}-{percent}", "e2e", method, [pairs[percent]], runs=scale.runs)
+        for percent in pairs
         for method in ("prefix", "full")
     ]
 
@@ -269,7 +277,7 @@ def make_costs(scale: Scale) -> list[Cell]:
         make_cell(scale, "costs", name, "e2e", method, [*more, *scale.timing])
         for name, method, more in methods
     ]
-    return [replace(cell, rates=cell.rates[:1], alphas=(), dev=4) for cell in cells]
+    return [replace(cell, rates=cell.rates[:1], dev=4) for cell in cells]
 
 
 MAKERS = {"e2e": make_e2e, "table2": make_table2, "table3": make_table3, "table4": make_table4}

@@ -348,6 +348,7 @@ def write_grid(results: Results) -> list[str]:
     for artefact, cells in results.artefacts.items():
         for name, cell in cells.items():
             runs = {lr: run for (lr, seed), run in sorted(read_runs(cell).items()) if seed == 0}
+            runs = {lr: run for lr, run in runs.items() if run["dev"]}
             if runs and len(cell.rates) > 1 and (cell.folder, cell.name) not in seen:
                 seen.add((cell.folder, cell.name))
                 best = results.runs[artefact, name][0]["config"]["lr"]

@@ -197,11 +197,14 @@ def resume(config: Config) -> dict | None:
 
 
 def choose_and_score(cell: Cell, config: Config, lm, tokenizer, files: DataFiles, saved) -> dict:
-    """Dev metrics by length penalty, and test metrics with the best of them."""
+    """Dev metrics by length penalty, where dev has something to choose, and test metrics with the best."""
     dev = {}
     for alpha in cell.alphas or (config.length_penalty,):
         choice = dataclasses.replace(config, length_penalty=alpha, eval_limit=cell.dev)
-        dev[alpha] = measure_choice(files, describe(choice, lm, tokenizer, files, saved, "dev"))
+        asked = len(cell.alphas) > 1 or (len(cell.rates) > 1 and config.seed == 0)
+        dev[alpha] = (
+            measure_choice(files, describe(choice, lm, tokenizer, files, saved, "dev")) if asked else {}
+        )
     best = max(dev, key=lambda alpha: merit(dev[alpha]))
     choice = dataclasses.replace(config, length_penalty=best)
     described = describe(choice, lm, tokenizer, files, saved, "test")
@@ -299,8 +302,9 @@ def print_table(cells: dict[str, Cell]) -> None:
             lr = f"{config['lr']:g}" if cell.rates else "-"
             alpha = run.get("length_penalty", config["length_penalty"])
             loss = f"{run['dev_loss'][-1][1]:8.3f}" if run.get("dev_loss") else f"{'-':>8}"
+            dev = f"{merit(run['dev']):5.1f}" if run["dev"] else f"{'-':>5}"
             print(
-                f"{name:<22} {lr:<8} {config['seed']:4d}  {alpha:5g}  {loss} {merit(run['dev']):5.1f}  "
+                f"{name:<22} {lr:<8} {config['seed']:4d}  {alpha:5g}  {loss} {dev}  "
                 + format_metrics(run["test"])
             )
 

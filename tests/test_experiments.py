@@ -139,7 +139,7 @@ def test_unknown_cells_and_rates_are_refused(arguments, words):
 def test_cells_and_rates_can_be_named():
     name, cells, seeds = run.parse(["table5", "seeds=2", "prefix-10=0.003", "prefix-10=0.001", "infix-1"])
     assert (name, seeds, list(cells)) == ("table5", 2, ["prefix-10", "infix-1"])
-    assert cells["prefix-10"].rates == (0.003, 0.001) and cells["infix-1"].rates == MINI.rates["infix"]
+    assert cells["prefix-10"].rates == (0.003, 0.001) and cells["infix-1"].rates == MINI.rates["infix"][:1]
 
 
 @pytest.mark.parametrize("scale", [MINI, PAPER])
