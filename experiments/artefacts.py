@@ -19,7 +19,8 @@ class Cell:
     settings: train.py's, without lr and seed. rates: the learning rates, of which dev chooses (none: nothing
     is trained). runs: seeds 0, 1, ... of the chosen one. alphas: the length penalties, of which dev chooses.
     dev: records for both choices, all if 0. subsets: every two seeds share a random subset of the training
-    pairs. folder: where its results are, which cells of equal settings share.
+    pairs. meteor: whether seed 0 is measured by METEOR, too. folder: where its results are, which cells of
+    equal settings share.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Cell:
     alphas: tuple[float, ...] = ()
     dev: int = 0
     subsets: bool = False
+    meteor: bool = False
 
     def path(self, lr: float, seed: int) -> Path:
         return self.folder / f"{self.name}-{lr:g}-{seed}.json"
@@ -185,7 +187,7 @@ def make_e2e(scale: Scale) -> list[Cell]:
 
 def make_table2(scale: Scale) -> list[Cell]:
     return [
-        make_cell(scale, "table2", f"{dataset}-{name}", dataset, method, more, runs=scale.runs)
+        make_cell(scale, "table2", f"{dataset}-{name}", dataset, method, more, runs=scale.runs, meteor=True)
         for dataset in ("e2e", "webnlg", "dart")
         for name, method, more in list_methods(scale)
     ]
@@ -215,16 +217,15 @@ def make_table4(scale: Scale) -> list[Cell]:
 
 
 def make_table5(scale: Scale) -> list[Cell]:
+    options = {"runs": scale.runs, "meteor": True}
     trained = [
-        make_cell(
-            scale, "table5", f"{method}-{length}", "e2e", method, [f"prefix_len={length}"], runs=scale.runs
-        )
+        make_cell(scale, "table5", f"{method}-{length}", "e2e", method, [f"prefix_len={length}"], **options)
         for method in ("embedding", "infix", "prefix")
         for length in (1, 10, 20)
     ]
     # A direct prefix starts as the words themselves, and a step of 1e-9 leaves it there.
     words = ["mlp_hidden=0", "init=Write a sentence about this restaurant:", "prefix_len=10", "max_steps=1"]
-    discrete = make_cell(scale, "table5", "discrete-10", "e2e", "prefix", words)
+    discrete = make_cell(scale, "table5", "discrete-10", "e2e", "prefix", words, meteor=True)
     return [replace(discrete, rates=(1e-9,), runs=1), *trained]
 
 
