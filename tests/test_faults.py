@@ -193,7 +193,7 @@ def test_two_runs_do_not_write_to_one_place(folder, tmp_path):
     out = tmp_path / "e2e.pt"
     arguments = settings_for(folder, out, "epochs=1000", "save_seconds=60")
     first = children.start(children.run_train, arguments)
-    wait_for(first, train.state_path(out).exists)
+    wait_for(first, train.log_path(out).exists)  # it is written last, and then nothing for a minute
     for second in (arguments, [f"resume={train.state_path(out)}"]):
         with pytest.raises(InputError, match=r"another process writes .*e2e\.pt: wait"):
             train.main(second)
