@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from minprefix import ranks
 from minprefix.config import (
     DECODING,
     Config,
@@ -47,27 +48,33 @@ def main(arguments: list[str]) -> None:
         print(f"{__doc__}\nThe keys, with their general defaults (data sets and models have presets):")
         print(describe_keys())
         return
-    state = load_state(arguments)
-    config = restore_config(state["config"]) if state else parse_config(arguments)
-    with hold(config.out):
-        run(config, state)
+    with ranks.join():
+        state = load_state(arguments)
+        config = restore_config(state["config"]) if state else parse_config(arguments)
+        with hold(config.out) if ranks.is_first() else contextlib.nullcontext():
+            run(config, state)
 
 
 def run(config: Config, state: dict | None) -> None:
     out = Path(config.out)
-    remove_parts(out)
-    refuse_overwriting(config, state)
-    files = find_files(config.dataset, config.data)
+    if ranks.is_first():
+        remove_parts(out)
+        refuse_overwriting(config, state)
+    # One download, and the same files for all ranks.
+    (files,) = ranks.gather([find_files(config.dataset, config.data)] if ranks.is_first() else [])
     announce(files)
-    lm, tokenizer = load_lm(config.model, device=config.device)
+    lm, tokenizer = load_lm(config.model, device=ranks.own_device(config.device))
     check_origin(state, describe_origin(lm, files))
     with say_how_to_go_on(out):
         with blame_memory(SMALLER):
             theta = train(config, lm, tokenizer, files, state)
             saved = collapse(lm, config.method, theta, dataclasses.asdict(config), files.origin)
-        save_prefix(saved, out)
+        if ranks.is_first():
+            save_prefix(saved, out)
         with blame_memory(f"{out} is there for sample.py with fewer --beams"):
             metrics, described = evaluate(config, lm, tokenizer, files, saved)
+    if not ranks.is_first():
+        return
     report(files, metrics, described)
     save_prefix(dataclasses.replace(saved, metrics=metrics), out)
     append_line(log_path(out), metrics | {"data": files.origin})
@@ -99,7 +106,7 @@ def train(config: Config, lm, tokenizer, files, state: dict | None = None) -> to
     facts = describe_origin(lm, files)
     bar = tqdm(total=total, initial=first, unit="step", disable=None)
     keeper = Keeper(config, facts, theta, optimizer, first)
-    with keeper, bar, stop_politely() as stop, blame_memory(SMALLER):
+    with stop_politely() as stop, keeper, bar, blame_memory(SMALLER):
         for step, batch in walk_batches(config, train_pairs, first, total):
             began, lr = time.monotonic(), config.lr * (1 - step / total)
             try:
@@ -116,19 +123,30 @@ def train(config: Config, lm, tokenizer, files, state: dict | None = None) -> to
                 dev_loss = measure_loss(config, lm, theta, dev_pairs)
                 keeper.log(step=done, dev_loss=dev_loss)
                 bar.write(f"step {done:5d} of {total}: loss {loss:.3f}, dev loss {dev_loss:.3f} nats a token")
-            if stop or done == total or keeper.is_due():
+            stops = torch.tensor(len(stop))
+            ranks.add([stops])  # all stop at one step: none waits for another's next one
+            if stops or done == total or keeper.is_due():
                 keeper.save(done)
-            if stop:
+            if stops:
                 raise KeyboardInterrupt
     return theta
 
 
 def take_step(config: Config, lm, theta, optimizer, batch: list, lr: float) -> tuple[float, int]:
-    """One step of AdamW -> the mean loss of y's tokens in nats, and how many they were."""
+    """One step of AdamW -> the mean loss of y's tokens in nats, and how many they were.
+
+    Several ranks share the batch. They started from one seed and add up the same gradients, so their
+    theta stays the same, and is never sent.
+    """
+    mine, tokens = ranks.share(batch), sum(len(y) for _, y in batch)
     with torch.autocast(torch.device(config.device).type, torch.bfloat16, enabled=config.bf16):
-        summed, tokens = target_loss(lm, compute_sites(lm, config.method, theta), batch)
+        summed, _ = target_loss(lm, compute_sites(lm, config.method, theta), mine or batch[:1])
+    if not mine:  # fewer pairs than ranks, but all must add something
+        summed = summed * 0
     optimizer.zero_grad()
     (summed / (tokens if config.loss == "token" else len(batch))).backward()
+    summed = summed.detach()
+    ranks.add([summed, *(p.grad for p in theta.parameters() if p.grad is not None)])
     norm = torch.nn.utils.clip_grad_norm_(theta.parameters(), config.clip)
     if not (summed + norm).isfinite():  # before the step: what is kept must stay good
         raise InputError(f"loss or gradient is {(summed + norm).item()}: lower lr (now {config.lr})")
@@ -140,23 +158,27 @@ def take_step(config: Config, lm, theta, optimizer, batch: list, lr: float) -> t
 @torch.no_grad()
 def measure_loss(config: Config, lm, theta, encoded: list) -> float:
     """Mean loss of y's tokens, in nats."""
-    sites = compute_sites(lm, config.method, theta)
-    batches = [encoded[i : i + 32] for i in range(0, len(encoded), 32)]
-    losses, tokens = zip(*(target_loss(lm, sites, batch) for batch in batches))
-    return float(sum(losses)) / sum(tokens)
+    sites, mine = compute_sites(lm, config.method, theta), ranks.share(encoded)
+    summed = torch.zeros((), device=lm.wte.weight.device)
+    for start in range(0, len(mine), 32):
+        summed += target_loss(lm, sites, mine[start : start + 32])[0]
+    ranks.add([summed])
+    return summed.item() / sum(len(y) for _, y in encoded)
 
 
 def evaluate(config: Config, lm, tokenizer, files, saved, split: str = "test") -> tuple[dict, list]:
     """Describes the records of a split by beam search -> the metrics, and each record with its text."""
     records = pick(read_split(files, split), config.eval_limit)
+    mine = ranks.share(records)
     options = {name: getattr(config, name) for name in DECODING}
     prefix = saved if saved.sites else None
     texts: list[str] = []
-    with tqdm(total=len(records), unit="record", desc=split, disable=None) as bar:
-        for start in range(0, len(records), 32):
-            sources = [record.source for record in records[start : start + 32]]
+    with tqdm(total=len(mine), unit="record", desc=split, disable=None) as bar:
+        for start in range(0, len(mine), 32):
+            sources = [record.source for record in mine[start : start + 32]]
             texts += generate_texts(lm, tokenizer, sources, prefix, options)
             bar.update(len(sources))
+    texts = ranks.gather(texts)
     return score_texts(config.dataset, texts, records), list(zip(records, texts))
 
 
@@ -256,30 +278,34 @@ class Keeper:
         self.out, self.seconds, self.first = Path(config.out), config.save_seconds, step
         self.facts = {"format": STATE_FORMAT, "config": dataclasses.asdict(config), **facts}
         self.theta, self.optimizer = theta, optimizer
-        lines = read_log(log_path(self.out), step) if step else []
-        self.save(step)  # from here on a kill loses nothing
-        write_atomically(log_path(self.out), lambda part: part.write_text("".join(lines)))
+        if ranks.is_first():
+            lines = read_log(log_path(self.out), step) if step else []
+            self.save(step)  # from here on a kill loses nothing
+            write_atomically(log_path(self.out), lambda part: part.write_text("".join(lines)))
 
     def __enter__(self) -> "Keeper":
         return self
 
     def __exit__(self, kind: type | None, *_: object) -> None:
         """A new run that fails before its first save leaves nothing in the way of the next try."""
-        if kind is InputError and self.step == 0:
+        if ranks.is_first() and kind is InputError and self.step == 0:
             state_path(self.out).unlink()
             log_path(self.out).unlink()
 
     def log(self, **values: object) -> None:
-        append_line(log_path(self.out), values)
+        if ranks.is_first():
+            append_line(log_path(self.out), values)
 
     def save(self, step: int) -> None:
+        if not ranks.is_first():
+            return
         state = self.facts | {"step": step, "theta": self.theta.state_dict()}
         state["optimizer"] = self.optimizer.state_dict()
         write_atomically(state_path(self.out), lambda part: write_pt(state, part))
         self.step, self.saved_at = step, time.monotonic()
 
     def is_due(self) -> bool:
-        return time.monotonic() - self.saved_at > self.seconds
+        return ranks.is_first() and time.monotonic() - self.saved_at > self.seconds
 
 
 def state_path(out: Path) -> Path:

@@ -1,0 +1,73 @@
+"""Several processes that train as one, begun by torchrun: each takes its share, and they add what they got.
+
+Without torchrun there is one rank, which has all of it.
+"""
+
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Iterator
+
+import torch.distributed as dist
+from torch import Tensor
+
+from minprefix.errors import explain
+
+LOST = (RuntimeError, "this process lost the others", "see what ended them, then resume")
+
+
+@contextlib.contextmanager
+def join() -> Iterator[None]:
+    """Meets the processes that torchrun started. Rank 0 alone is heard; what ends them is said once, by the
+    rank that met it first.
+    """
+    if not dist.is_torchelastic_launched():
+        yield
+        return
+    store, rank, world = next(dist.rendezvous("env://"))
+    dist.init_process_group(store=store, rank=rank, world_size=world)  # gloo, and nccl where there are GPUs
+    out, errors = (io.StringIO(), io.StringIO()) if rank else (sys.stdout, sys.stderr)
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
+            yield
+        dist.destroy_process_group()
+    except BaseException:
+        if store.add("ended", 1) > 1:
+            raise SystemExit(2) from None
+        raise
+
+
+def is_first() -> bool:
+    """Whether this process writes the files: rank 0, or the only one."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def own_device(device: str) -> str:
+    """For "cuda", the GPU with this process' number on its machine."""
+    return f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" and dist.is_initialized() else device
+
+
+def share(items: list) -> list:
+    """This rank's items: every N-th, so that it gets short and long ones of a sorted list."""
+    return items[dist.get_rank() :: dist.get_world_size()] if dist.is_initialized() else items
+
+
+def gather(mine: list) -> list:
+    """From what each rank made of its share, what all of them made of the whole, in its order."""
+    parts = [mine]
+    if dist.is_initialized():
+        parts *= dist.get_world_size()
+        with explain(*LOST):
+            dist.all_gather_object(parts, mine)
+    whole = [None] * sum(map(len, parts))
+    for rank, part in enumerate(parts):
+        whole[rank :: len(parts)] = part
+    return whole
+
+
+def add(tensors: list[Tensor]) -> None:
+    """Each becomes its sum over all ranks, with the same bits on all of them."""
+    with explain(*LOST):
+        for tensor in tensors if dist.is_initialized() else ():
+            dist.all_reduce(tensor)
