@@ -5,12 +5,13 @@ Without torchrun there is one rank, which has all of it.
 
 import contextlib
 import io
+import itertools
 import os
 import sys
 from collections.abc import Iterator
 
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, cuda
 
 from minprefix.errors import explain
 
@@ -26,15 +27,16 @@ def join() -> Iterator[None]:
         yield
         return
     store, rank, world = next(dist.rendezvous("env://"))
-    dist.init_process_group(store=store, rank=rank, world_size=world)  # gloo, and nccl where there are GPUs
+    backend = "cpu:gloo,cuda:nccl" if cuda.is_available() else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world)
     out, errors = (io.StringIO(), io.StringIO()) if rank else (sys.stdout, sys.stderr)
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
             yield
         dist.destroy_process_group()
-    except BaseException:
-        if store.add("ended", 1) > 1:
-            raise SystemExit(2) from None
+    except BaseException as error:
+        if store.add("ended", 1) > 1:  # another rank has said why
+            raise SystemExit(getattr(error, "code", 2)) from None
         raise
 
 
@@ -60,10 +62,7 @@ def gather(mine: list) -> list:
         parts *= dist.get_world_size()
         with explain(*LOST):
             dist.all_gather_object(parts, mine)
-    whole = [None] * sum(map(len, parts))
-    for rank, part in enumerate(parts):
-        whole[rank :: len(parts)] = part
-    return whole
+    return [item for row in itertools.zip_longest(*parts) for item in row if item is not None]
 
 
 def add(tensors: list[Tensor]) -> None:

@@ -172,18 +172,14 @@ def test_it_resumes_with_any_number_of_ranks(world, stopped, whole, tmp_path):
     assert_same_training(out, whole, atol=0 if world == 2 else 1e-6)
 
 
-def test_bad_input_is_one_sentence(folder, tmp_path):
-    """Every rank meets it."""
+def test_bad_input_that_every_rank_meets_is_said_once(folder, tmp_path):
     shutil.copytree(folder / "data", tmp_path / "data")
     with open(tmp_path / "data" / "dev.csv", "a") as file:
         file.write("name[A],It is cheap, by the river.\n")
     arguments = settings_for(folder, tmp_path / "e2e.pt", f"data={tmp_path / 'data'}")
-    process = start_torchrun(arguments, tmp_path)
-    text, errors = process.communicate(timeout=60)
-    assert process.returncode != 0 and "exitcode  : 2" in errors
-    assert errors.count("train.py: ") == errors.count("dev.csv, line 5") == 1
-    assert f'{train.__file__}", line' not in errors and text.count("data: ") <= 1
-    assert {path.name for path in tmp_path.iterdir()} <= {"data", ".e2e.pt.lock"}  # of the dead, if at all
+    codes, said = run_ranks(2, arguments, tmp_path)
+    assert codes == [2, 2] and "dev.csv, line 5" in "".join(said) and "".join(said).count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
 def test_what_rank_0_alone_refuses_ends_all(folder, tmp_path):
@@ -219,24 +215,38 @@ def lose_life(rank: int) -> None:
     spoil_the_fifth_loss(rank, lambda _: os.kill(os.getpid(), signal.SIGKILL))
 
 
+def lose_patience(rank: int) -> None:
+    spoil_the_fifth_loss(rank, lambda summed: os.kill(os.getpid(), signal.SIGTERM) or summed)
+
+
+@pytest.fixture(scope="module")
+def alone(folder, tmp_path_factory) -> Path:
+    """What one process leaves."""
+    out = tmp_path_factory.mktemp("alone") / "e2e.pt"
+    train.main(settings_for(folder, out))
+    return out
+
+
 @pytest.mark.parametrize(
-    ("trouble", "code", "sentence"),
+    ("trouble", "codes", "sentence", "step"),
     [
-        (lose_numbers, 2, r"loss or gradient is nan: lower lr \(now 0.01\)"),
-        (lose_memory, 2, r"memory ran out \(.*: lower batch_size"),
-        (lose_life, -9, r"this process lost the others \(.*resume"),
+        (lose_numbers, [2, 2], r"loss or gradient is nan: lower lr \(now 0.01\)", 4),
+        (lose_memory, [2, 2], r"memory ran out \(.*: lower batch_size", 4),
+        (lose_life, [2, -9], r"this process lost the others \(.*resume", 4),
+        (lose_patience, [130, 130], r"\nstopped; go on with: ", 5),
     ],
 )
-def test_what_ends_one_rank_ends_all_and_loses_no_step(trouble, code, sentence, folder, tmp_path):
-    outs = [tmp_path / name / "e2e.pt" for name in ("part", "alone")]
-    for out in outs:
-        out.parent.mkdir()
-    codes, said = run_ranks(2, settings_for(folder, outs[0]), tmp_path, trouble)
-    assert codes == [2, code] and re.match(sentence, "".join(said)) and "".join(said).count("\n") == 1
-    assert read_pt(train.state_path(outs[0]))["step"] == 4
-    train.main([f"resume={train.state_path(outs[0])}"])
-    train.main(settings_for(folder, outs[1]))
-    assert_same_training(*outs)
+def test_what_ends_one_rank_ends_all_and_loses_no_step(
+    trouble, codes, sentence, step, folder, alone, tmp_path
+):
+    out = tmp_path / "part" / "e2e.pt"
+    out.parent.mkdir()
+    ended, said = run_ranks(2, settings_for(folder, out), tmp_path, trouble)
+    assert ended == codes
+    assert re.match(sentence, "".join(said)) and len("".join(said).strip().splitlines()) == 1
+    assert read_pt(train.state_path(out))["step"] == step
+    train.main([f"resume={train.state_path(out)}"])
+    assert_same_training(out, alone)
 
 
 def test_each_rank_has_its_own_gpu(monkeypatch):
