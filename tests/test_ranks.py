@@ -33,9 +33,8 @@ def folder(tiny_folder, tmp_path_factory) -> Path:
     shutil.copytree(tiny_folder, folder / "model")
     (folder / "data").mkdir()
     for split, count in (("train", 16), ("dev", 3), ("test", 7)):
-        rows = [
-            f'"name[Fig {i}], food[Thai]",Fig {i} is{" very" * (i * i % 7)} good.\n' for i in range(count)
-        ]
+        names = [chr(97 + i) * (3 * i + 1) for i in range(count)]  # unlike enough to get unlike texts
+        rows = [f'"name[{name}]",{name} is{" very" * (len(name) % 5)} good.\n' for name in names]
         (folder / f"data/{split}.csv").write_text("mr,ref\n" + "".join(rows))
     return folder
 
@@ -110,7 +109,8 @@ def test_torchrun_leaves_and_says_what_one_process_does(folder, tmp_path, monkey
     train.main(settings_for(folder, "e2e.pt"))
     text, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
-    assert text == capsys.readouterr().out and text.count("\ntext ") == 5
+    assert text == capsys.readouterr().out
+    assert len(set(re.findall(r"\ntext .*", text))) > 1, "else their order is not seen"
     assert_same_training(tmp_path / "two" / "e2e.pt", tmp_path / "alone" / "e2e.pt")
 
 
@@ -247,6 +247,19 @@ def test_what_ends_one_rank_ends_all_and_loses_no_step(
     assert read_pt(train.state_path(out))["step"] == step
     train.main([f"resume={train.state_path(out)}"])
     assert_same_training(out, alone)
+
+
+@pytest.mark.parametrize("world", range(1, 9))
+def test_shares_come_back_in_the_order_of_the_whole(world, monkeypatch):
+    def read_shares(parts, _):
+        for rank in range(world):
+            monkeypatch.setattr(dist, "get_rank", lambda _=None, rank=rank: rank)
+            parts[rank] = ranks.share(list("abcdefg"))
+
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: world)
+    monkeypatch.setattr(dist, "all_gather_object", read_shares)
+    assert ranks.gather([]) == list("abcdefg")
 
 
 def test_each_rank_has_its_own_gpu(monkeypatch):
