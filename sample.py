@@ -14,9 +14,7 @@ import itertools
 import json
 import os
 import re
-import shutil
 import sys
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,7 +22,7 @@ from tqdm import tqdm
 
 from minprefix.config import DECODING, Config
 from minprefix.data import find_files, pick, read_split
-from minprefix.errors import InputError, blame_memory, explain, refuse_twins
+from minprefix.errors import InputError, blame_memory, explain, fit, refuse_twins
 from minprefix.generate import check_base, check_rows
 from minprefix.hub import load_lm
 from minprefix.methods import apply_tensors
@@ -162,16 +160,6 @@ def show_all(answers: Iterator[dict], voices: int) -> None:
         for label, text in rows:
             print(fit(f"{label:<{width}} ", text, sys.stdout))
         print(flush=True)
-
-
-def fit(label: str, text: str, stream) -> str:
-    """In one line, or on a terminal in lines of its width that begin where the text does."""
-    if not stream.isatty():
-        return label + text
-    columns = max(40, shutil.get_terminal_size().columns)
-    indent = " " * min(len(label), columns // 2)
-    whole = {"break_long_words": False, "break_on_hyphens": False}  # a path can still be copied
-    return textwrap.fill(text, columns, initial_indent=label, subsequent_indent=indent, **whole) or label
 
 
 def write_lines(path: Path, lines: Iterator[str]) -> None:

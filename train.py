@@ -1,6 +1,7 @@
-"""Prefix-tune a frozen language model: python train.py dataset=e2e [key=value ...]
+"""Prefix-tune a frozen language model: python train.py dataset=e2e [key=value]
 
-A run leaves DATASET.pt (the prefix), DATASET.jsonl (its log) and, while it is unfinished, DATASET.state.pt.
+A run leaves DATASET.pt (the prefix), DATASET.jsonl (its log) and, while it is
+unfinished, DATASET.state.pt.
 """
 
 import contextlib
@@ -30,7 +31,7 @@ from minprefix.config import (
     restore_config,
 )
 from minprefix.data import find_files, make_batches, pairs, pick, read_split
-from minprefix.errors import InputError, blame_memory, explain
+from minprefix.errors import InputError, blame_memory, explain, fit
 from minprefix.generate import check_length
 from minprefix.hub import load_lm
 from minprefix.methods import PREFIXES, collapse, compute_sites, make_theta, target_loss
@@ -45,7 +46,7 @@ STATE_FORMAT = "minprefix-state/1"
 
 def main(arguments: list[str]) -> None:
     if {"-h", "--help", "help"} & set(arguments):
-        print(f"{__doc__}\nThe keys, with their general defaults (data sets and models have presets):")
+        print(f"{__doc__}\nThe keys and their defaults (data sets and models have presets):")
         print(describe_keys())
         return
     with ranks.join():
@@ -97,9 +98,9 @@ def train(config: Config, lm, tokenizer, files, state: dict | None = None) -> to
     total = count_steps(config, len(train_pairs))
     first = restore(state, theta, optimizer, total) if state else 0
     numbers = sum(parameter.numel() for parameter in theta.parameters())
-    print(
-        f"{config.method} on {config.model}: {numbers:,} numbers, {len(train_pairs):,} pairs, {total:,} steps"
-    )
+    print(f"{config.method} on {config.model}: {numbers:,} numbers, {len(train_pairs):,} pairs")
+    since = f" from step {first:,} on" if first else ""
+    print(f"{total:,} steps of {config.batch_size} pairs{since}, lr {config.lr:g}, seed {config.seed}")
     if shortened := sum(len(source) == config.max_source for source, _ in train_pairs):
         print(f"{shortened:,} sources are cut to {config.max_source} tokens (max_source; 0 cuts nothing)")
 
@@ -193,12 +194,14 @@ def score_texts(dataset: str, texts: list[str], records: list) -> dict:
 def report(files, metrics: dict, described: list) -> None:
     for record, text in pick(described, 5):
         source = textwrap.shorten(record.source, 500, placeholder=" ...")  # an article has thousands
-        print(f"\nrecord     {source}\ntext       {text}\nreference  {record.references[0]}")
+        print()
+        for label, line in (("record", source), ("text", text), ("reference", record.references[0])):
+            print(fit(f"{label:<10} ", line, sys.stdout))
     print(f"\n{metrics['records']} test records, {files.origin}")
     for group, figures in {"": metrics, **metrics.get("groups", {})}.items():
         for name, figure in figures.items():
             if isinstance(figure, float):
-                print(f"  {group:<8}{name:<16} {figure:8.2f}")
+                print(f"  {f'{group} {name}'.strip():<24} {figure:8.2f}")
 
 
 def check_lengths(config: Config, lm, tokenizer, files, encoded: list) -> None:
@@ -241,7 +244,7 @@ def walk_batches(config: Config, encoded: list, first: int, total: int) -> Itera
 
 def announce(files) -> None:
     warning = f"!!! NOT THE {files.dataset.upper()} DATA !!! " if files.is_sample else ""
-    print(f"{warning}data: {files.origin}, {files.detail}")
+    print(fit(f"{warning}data: ", f"{files.origin}, {files.detail}", sys.stdout))
 
 
 @contextlib.contextmanager
@@ -408,7 +411,7 @@ if __name__ == "__main__":
     try:
         main(sys.argv[1:])
     except (InputError, OSError) as error:
-        print(f"train.py: {error}", file=sys.stderr)
+        print(fit("train.py: ", str(error), sys.stderr), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -1,6 +1,7 @@
 """The settings of a run: defaults, presets with a source for each number, and key=value on top."""
 
 import dataclasses
+import textwrap
 from dataclasses import dataclass
 
 from minprefix.errors import InputError, check_range, nearest
@@ -163,6 +164,9 @@ def check(c: Config) -> None:
 
 
 def describe_keys() -> str:
-    """One line for each key: its default and what it is."""
-    defaults = {f"{field.name}={field.default}": field for field in dataclasses.fields(Config)}
-    return "\n".join(f"  {left:<26} {field.metadata['help']}" for left, field in defaults.items())
+    """Each key, its default and what it is, in lines of at most 79 columns."""
+    lines = []
+    for field in dataclasses.fields(Config):
+        left, text = f"  {field.name}={field.default}", field.metadata["help"]
+        lines += [textwrap.fill(text, 79, initial_indent=f"{left:<28} ", subsequent_indent=" " * 29)]
+    return "\n".join(lines)

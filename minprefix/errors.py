@@ -1,8 +1,12 @@
-"""The one exception that means "the input is at fault, not the code", and what makes others into it."""
+"""The one exception that means "the input is at fault, not the code", what makes others into it, and how
+commands say it.
+"""
 
 import contextlib
 import difflib
 import re
+import shutil
+import textwrap
 from collections.abc import Iterable, Iterator
 
 
@@ -60,3 +64,13 @@ def blame_memory(advice: str) -> Iterator[None]:
         if isinstance(error, RuntimeError) and not re.search("(out of|allocate|enough) memory", str(error)):
             raise
         raise InputError(f"memory ran out ({first_line(error)}): {advice}") from None
+
+
+def fit(label: str, text: str, stream) -> str:
+    """What a command says: one line, or on a terminal lines of its width that begin where the text does."""
+    if not stream.isatty():
+        return label + text
+    columns = max(40, shutil.get_terminal_size().columns)
+    indent = " " * min(len(label), columns // 2)
+    whole = {"break_long_words": False, "break_on_hyphens": False}  # a path can still be copied
+    return textwrap.fill(text, columns, initial_indent=label, subsequent_indent=indent, **whole) or label
