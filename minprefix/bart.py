@@ -10,6 +10,7 @@ from torch import Tensor
 
 from minprefix.activations import ACTIVATIONS
 from minprefix.cache import Cache
+from minprefix.linear import linear
 
 OFFSET = 2  # the position table's first two rows are never used: BART's first position is 2
 
@@ -174,7 +175,7 @@ class BART(nn.Module):
 
     def logits(self, h: Tensor) -> Tensor:
         """Eq. 1: p(z_{i+1} | h_<=i) = softmax(W_phi h_i^(n)); returns W_phi h, (..., C) -> (..., V)."""
-        return F.linear(h, self.shared.weight) + self.final_logits_bias[0]
+        return linear(h, self.shared.weight, self.final_logits_bias[0])
 
     def split(self, source: list[int]) -> tuple[list[int], int]:
         """What to read, and the token that begins y."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from minprefix.activations import ACTIVATIONS
 from minprefix.cache import Cache
+from minprefix.linear import linear
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Conv1D(nn.Module):
         self.bias = nn.Parameter(torch.zeros(n_out))
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.addmm(self.bias, x.flatten(0, -2), self.weight).unflatten(0, x.shape[:-1])
+        return linear(x, self.weight.T, self.bias)
 
 
 class Attention(nn.Module):
@@ -133,7 +134,7 @@ class GPT2(nn.Module):
 
     def logits(self, h: Tensor) -> Tensor:
         """Eq. 1: p(z_{i+1} | h_<=i) = softmax(W_phi h_i^(n)); returns W_phi h, (..., C) -> (..., V)."""
-        return F.linear(h, self.wte.weight if self.config.tie_word_embeddings else self.lm_head.weight)
+        return linear(h, self.wte.weight if self.config.tie_word_embeddings else self.lm_head.weight)
 
     def empty_cache(self, batch: int) -> Cache:
         """h_<0: nothing has been read yet."""

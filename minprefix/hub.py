@@ -15,7 +15,7 @@ from torch import Tensor
 from minprefix.activations import ACTIVATIONS
 from minprefix.bart import BART, BARTConfig
 from minprefix.errors import InputError, explain
-from minprefix.gpt2 import GPT2, GPT2Config
+from minprefix.gpt2 import GPT2, Conv1D, GPT2Config
 from minprefix.tokenizer import BART_SPECIAL, GPT2_SPECIAL, Tokenizer, load_tokenizer, read_json
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -49,6 +49,8 @@ def load_lm(
     _compare(lm.state_dict(), tensors, folder)
     # Copies, for `tensors` are views of the mapped file, which may change or vanish later.
     lm.load_state_dict({key: t.to(device, dtype, copy=True) for key, t in tensors.items()}, assign=True)
+    for conv in (module for module in lm.modules() if isinstance(module, Conv1D)):
+        conv.weight.data = conv.weight.T.contiguous().T  # (in, out), but in memory as `linear` reads it
     tokenizer = load_tokenizer(folder, BART_SPECIAL if is_bart else GPT2_SPECIAL)
     if max(tokenizer.bytes_of_id) >= config.vocab_size:
         raise InputError(f"{folder}: vocab.json has ids beyond config.json's vocab_size {config.vocab_size}")
