@@ -10,7 +10,7 @@ from torch import Tensor
 
 from minprefix.activations import ACTIVATIONS
 from minprefix.cache import Cache
-from minprefix.linear import linear
+from minprefix.linear import linear, make_embedding
 
 OFFSET = 2  # the position table's first two rows are never used: BART's first position is 2
 
@@ -101,7 +101,7 @@ class Stack(nn.Module):
     def __init__(self, config: BARTConfig, n_layer: int, n_head: int, n_inner: int, is_decoder: bool):
         super().__init__()
         C, self.n_head, self.is_decoder = config.d_model, n_head, is_decoder
-        self.embed_positions = nn.Embedding(config.max_position_embeddings + OFFSET, C)
+        self.embed_positions = make_embedding(config.max_position_embeddings + OFFSET, C)
         self.layernorm_embedding = nn.LayerNorm(C)
         self.layers = nn.ModuleList(
             Layer(C, n_head, n_inner, config.activation_function, is_decoder) for _ in range(n_layer)
@@ -138,7 +138,7 @@ class BART(nn.Module):
     def __init__(self, config: BARTConfig):
         super().__init__()
         self.config = c = config
-        self.shared = nn.Embedding(c.vocab_size, c.d_model)
+        self.shared = make_embedding(c.vocab_size, c.d_model)
         self.encoder = Stack(c, c.encoder_layers, c.encoder_attention_heads, c.encoder_ffn_dim, False)
         self.decoder = Stack(c, c.decoder_layers, c.decoder_attention_heads, c.decoder_ffn_dim, True)
         self.register_buffer("final_logits_bias", torch.zeros(1, c.vocab_size))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from minprefix.activations import ACTIVATIONS
 from minprefix.cache import Cache
-from minprefix.linear import linear
+from minprefix.linear import linear, make_embedding, make_weight
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Conv1D(nn.Module):
 
     def __init__(self, n_in: int, n_out: int):
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(n_in, n_out) * 0.02)
+        self.weight = make_weight(n_in, n_out)
         self.bias = nn.Parameter(torch.zeros(n_out))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -95,8 +95,8 @@ class GPT2(nn.Module):
     def __init__(self, config: GPT2Config):
         super().__init__()
         self.config = config
-        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
-        self.wpe = nn.Embedding(config.n_positions, config.n_embd)
+        self.wte = make_embedding(config.vocab_size, config.n_embd)
+        self.wpe = make_embedding(config.n_positions, config.n_embd)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         if not config.tie_word_embeddings:

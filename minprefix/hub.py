@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -72,6 +71,8 @@ def _download(hub_id: str) -> Path:
     """The folder in huggingface_hub's cache, which obeys HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE and so on."""
     what = f"model {hub_id!r} is no folder, and the Hugging Face hub did not give it"
     advice = "check the name, the network and HF_HUB_OFFLINE, or give a folder that holds it"
+    from huggingface_hub import snapshot_download  # here, for it takes longer to import than a folder to read
+
     with explain(Exception, what, advice):  # a network fails with the exceptions of several libraries
         return Path(snapshot_download(hub_id, allow_patterns=NEEDED))
 

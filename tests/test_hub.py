@@ -369,7 +369,7 @@ def test_a_bad_index_is_refused(case, folder):
 
 @pytest.mark.parametrize("name", ["", "./gone", "/gone/model", "~/gone", "a/b/c", "tests/gone", "../gone"])
 def test_a_missing_folder_is_not_looked_for_on_the_hub(name, monkeypatch):
-    monkeypatch.setattr(hub, "snapshot_download", lambda *_, **__: pytest.fail("asked the hub"))
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("asked the hub"))
     assert_refused(lambda: load_lm(name), "no model folder", repr(name))
 
 
