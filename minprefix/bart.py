@@ -10,7 +10,7 @@ from torch import Tensor
 
 from minprefix.activations import ACTIVATIONS
 from minprefix.cache import Cache
-from minprefix.linear import linear, make_embedding
+from minprefix.linear import Linear, linear, make_embedding
 
 OFFSET = 2  # the position table's first two rows are never used: BART's first position is 2
 
@@ -53,10 +53,10 @@ class Attention(nn.Module):
     def __init__(self, d_model: int, n_head: int):
         super().__init__()
         self.n_head = n_head
-        self.q_proj = nn.Linear(d_model, d_model)
-        self.k_proj = nn.Linear(d_model, d_model)
-        self.v_proj = nn.Linear(d_model, d_model)
-        self.out_proj = nn.Linear(d_model, d_model)
+        self.q_proj = Linear(d_model, d_model)
+        self.k_proj = Linear(d_model, d_model)
+        self.v_proj = Linear(d_model, d_model)
+        self.out_proj = Linear(d_model, d_model)
 
     def forward(self, x: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         q = self._split_heads(self.q_proj(x))  # (B, H, T, D)
@@ -81,8 +81,8 @@ class Layer(nn.Module):
         if is_decoder:
             self.encoder_attn = Attention(d_model, n_head)
             self.encoder_attn_layer_norm = nn.LayerNorm(d_model)
-        self.fc1 = nn.Linear(d_model, n_inner)
-        self.fc2 = nn.Linear(n_inner, d_model)
+        self.fc1 = Linear(d_model, n_inner)
+        self.fc2 = Linear(n_inner, d_model)
         self.final_layer_norm = nn.LayerNorm(d_model)
         self.activation = ACTIVATIONS[activation]
 

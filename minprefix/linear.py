@@ -5,17 +5,24 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+FEW = 256  # rows, up to which oneDNN is no slower
+
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x (..., n_in) times weight (n_out, n_in), plus bias: F.linear.
+    """F.linear: x (..., n_in) times weight (n_out, n_in), plus bias.
 
     For float32 PyTorch calls MKL, which for a few rows takes up to twice as long as oneDNN. PyTorch has that
-    too, for what its compiler makes of a frozen model: without a gradient.
+    as well, for models that its compiler has frozen: without a gradient.
     """
-    is_decoding = x.dtype == torch.float32 and x.device.type == "cpu" and not torch.is_grad_enabled()
-    if is_decoding and torch.backends.mkldnn.is_available():
+    few = x.shape[:-1].numel() <= FEW and not torch.is_grad_enabled()
+    if few and x.dtype == torch.float32 and x.is_cpu and torch.backends.mkldnn.is_available():
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return F.linear(x, weight, bias)
+
+
+class Linear(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
 
 
 def make_weight(*shape: int) -> nn.Parameter:

@@ -1,0 +1,71 @@
+"""Draws experiments/results/speed.svg from speed.json: python -m experiments.draw_speed"""
+
+import json
+import statistics
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("svg")
+import matplotlib.pyplot as plt
+
+RESULTS = Path(__file__).parent / "results"
+OURS, THEIRS, GREY = "#0072b2", "#d55e00", "#56565a"  # told apart without colours by their markers as well
+X_LABELS = {"source": "|x|, tokens", "beams": "beams", "rows": "batch, rows"}
+
+
+def draw(results: dict) -> plt.Figure:
+    """Above: each case's ratios, the floor and the target. Below: seconds a token as the input grows."""
+    figure = plt.figure(figsize=(9, 6.4), layout="constrained")
+    upper, lower = figure.subfigures(2, 1, height_ratios=(3, 2))
+    draw_ratios(upper.subplots(), list_rows(results))
+    if growth := results.get("growth", {}).get("float32"):
+        panels = lower.subplots(1, len(X_LABELS), sharey=True)
+        for axes, name in zip(panels, X_LABELS):
+            draw_growth(axes, growth[name], name)
+        panels[0].set_ylabel("seconds a token")
+        panels[0].legend(growth["names"], frameon=False, fontsize=8)
+    return figure
+
+
+def list_rows(results: dict) -> list[tuple[str, dict]]:
+    """What was measured, with its name and dtype; growth has a picture of its own."""
+    found = [(f"{name}, {dtype}", case) for name, cases in results.items() for dtype, case in cases.items()]
+    return [(label, case) for label, case in found if "ratio" in case]
+
+
+def draw_ratios(axes, rows: list[tuple[str, dict]]) -> None:
+    for i, (_, case) in enumerate(rows):
+        axes.plot(case["target"], -i, "|", color=GREY, markersize=16)
+        axes.plot(case["ratio"], -i, "o", color=OURS)
+        if "floor" in case:
+            theirs = statistics.median(seconds for _, seconds in case["seconds"])
+            axes.plot(case["floor"] / theirs, -i, "<", color=GREY, markerfacecolor="none")
+            axes.plot(case["peak"][0] / case["peak"][1], -i, "D", color=THEIRS, markerfacecolor="none")
+    axes.axvline(1, color="#cccccc", linewidth=1, zorder=0)
+    axes.set_yticks([-i for i in range(len(rows))], [label for label, _ in rows], fontsize=8)
+    axes.set_xlim(left=0)
+    axes.set_xlabel(
+        "ours / theirs; dot: seconds, bar: their target, triangle: the floor's seconds, diamond: peak memory"
+    )
+
+
+def draw_growth(axes, points: dict, name: str) -> None:
+    x = [int(value) for value in points]
+    for side, (colour, marker, line) in enumerate(((OURS, "o", "-"), (THEIRS, "s", "--"))):
+        axes.plot(x, [pair[side] for pair in points.values()], line, marker=marker, color=colour)
+    axes.set(xlabel=X_LABELS[name], xscale="log", yscale="log")
+    axes.set_xticks(x, points)
+    axes.minorticks_off()
+
+
+def save(figure: plt.Figure, path: Path) -> None:
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+    plt.rcParams["svg.hashsalt"] = "minprefix"  # the same picture is the same file
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    save(draw(json.loads((RESULTS / "speed.json").read_text())), RESULTS / "speed.svg")
