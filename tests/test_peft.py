@@ -59,10 +59,13 @@ def their_greedy_ids(model, source: list[int], count: int) -> list[int]:
 
 
 def assert_same_outputs(lm, prefix: SavedPrefix, model, sources: list[list[int]]) -> None:
-    """Logits to 1e-6 of the largest, the same greedy ids, and a prefix that matters to both."""
+    """Logits to 4e-6 of the largest, the same greedy ids, and a prefix that matters to both.
+
+    Either side may be 2e-6 from float64: oneDNN and MKL round differently.
+    """
     for source in sources:
         theirs, mine = their_logits(model, source), our_logits(lm, prefix, source)
-        assert (mine - theirs).abs().max() <= 1e-6 * max(1.0, float(theirs.abs().max()))
+        assert (mine - theirs).abs().max() <= 4e-6 * max(1.0, float(theirs.abs().max()))
         assert (mine - lm(torch.tensor([source]))).abs().max() > 0.01
         found = generate(lm, [source], prefix, beams=1, max_new_tokens=6)
         assert found == [their_greedy_ids(model, source, 6)]
