@@ -101,10 +101,10 @@ class Cache:
         return chosen
 
     def _write(self, held: list[Tensor], layer: int, new: Tensor) -> Tensor:
-        """Into spare room, doubled when it is used up: the past is copied a few times, not every step."""
+        """Into spare room, a quarter of what is held: the past is copied a few times, not every step."""
         S, T = len(self), new.shape[2]
         if held[layer].shape[2] < S:
-            held[layer] = F.pad(held[layer][:, :, : S - T], (0, 0, 0, S))  # (B, H, 2S - T, D)
+            held[layer] = F.pad(held[layer][:, :, : S - T], (0, 0, 0, T + S // 4))  # (B, H, 5/4 S, D)
         held[layer][:, :, S - T : S] = new
         return held[layer][:, :, :S]
 
