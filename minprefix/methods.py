@@ -135,17 +135,20 @@ def compute_sites(lm, method: str, theta: nn.Module) -> dict[str, Tensor]:
 def target_loss(lm, sites: dict[str, Tensor], batch: list[tuple[list[int], list[int]]]) -> tuple[Tensor, int]:
     """-sum log p(y | x) of a batch of (source, y) ids, y with its EOS, in nats; and how many tokens y has."""
     device = lm.wte.weight.device
-    halves = [lm.split(source) for source, _ in batch]
-    x, x_mask = pad_right([x for x, _ in halves])  # (B, |x|)
-    inputs, y_mask = pad_right([[first, *y[:-1]] for (_, first), (_, y) in zip(halves, batch)])  # (B, |y|)
-    targets, _ = pad_right([y for _, y in batch], IGNORED)  # (B, |y|)
+    at_once = isinstance(lm, GPT2) and "infix" not in sites  # [x; y] in one call, for each reads all weights
+    ys, halves = [y for _, y in batch], [lm.split(source) for source, _ in batch]
+    starts = [[*x, first] if at_once else [first] for x, first in halves]
+    x, x_mask = pad_right([[] if at_once else x for x, _ in halves])  # (B, |x|), or (B, 0)
+    z, z_mask = pad_right([start + y[:-1] for start, y in zip(starts, ys)])  # (B, T)
+    targets, _ = pad_right([[IGNORED] * (len(s) - 1) + y for s, y in zip(starts, ys)], IGNORED)  # (B, T)
     prefixes = {site: (P_theta, None) for site, P_theta in sites.items()}
     cache = lm.read(x.to(device), x_mask.to(device), prefixes)
-    h = lm.hidden(inputs.to(device), cache, y_mask.to(device))  # (B, |y|, C)
+    h = lm.hidden(z.to(device), cache, z_mask.to(device))  # (B, T, C)
     # Eq. 2: max sum_{i in Y_idx} log p(z_i | h_<i); logits for y only
-    logits = lm.logits(h[y_mask.to(device)])  # (N, V)
-    loss = F.cross_entropy(logits.float(), targets[y_mask].to(device), reduction="sum")
-    return loss, int(y_mask.sum())
+    in_y = targets != IGNORED  # (B, T)
+    logits = lm.logits(h[in_y.to(device)])  # (N, V)
+    loss = F.cross_entropy(logits.float(), targets[in_y].to(device), reduction="sum")
+    return loss, int(in_y.sum())
 
 
 @torch.no_grad()
