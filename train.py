@@ -94,7 +94,9 @@ def train(config: Config, lm, tokenizer, files, state: dict | None = None) -> to
     sites = config.sites.split("+") if config.sites else ()
     shape = (config.prefix_len, config.mlp_hidden)
     theta = make_theta(lm, config.method, *shape, words, sites, config.bottleneck)
-    optimizer = torch.optim.AdamW(theta.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(
+        theta.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
+    )
     total = count_steps(config, len(train_pairs))
     first = restore(state, theta, optimizer, total) if state else 0
     numbers = sum(parameter.numel() for parameter in theta.parameters())
