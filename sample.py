@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from minprefix.config import DECODING, Config
 from minprefix.data import find_files, pick, read_split
-from minprefix.errors import InputError, blame_memory, explain, fit, refuse_twins
+from minprefix.errors import InputError, blame_memory, explain, refuse_twins, wrap
 from minprefix.generate import check_base, check_rows
 from minprefix.hub import load_lm
 from minprefix.methods import apply_tensors
@@ -158,7 +158,7 @@ def show_all(answers: Iterator[dict], voices: int) -> None:
         rows += [("reference", text) for text in lines[0]["references"][:1]]
         width = max(10, *map(len, labels))
         for label, text in rows:
-            print(fit(f"{label:<{width}} ", text, sys.stdout))
+            print(wrap(f"{label:<{width}} ", text, sys.stdout))
         print(flush=True)
 
 
@@ -177,7 +177,7 @@ def talk(args, lm, tokenizer, rows: list, options: dict, dataset: str) -> None:
             answers = answer(args, lm, tokenizer, [record], rows, options)
             show_all(answers, voices=1 if args.ensemble else len(rows))
         except InputError as error:
-            print(fit("", str(error), sys.stdout), end="\n\n")
+            print(wrap("", str(error), sys.stdout), end="\n\n")
 
 
 def read_line() -> str:
@@ -197,7 +197,7 @@ def choose_records(args, prefix: SavedPrefix) -> list[Record]:
     if files.is_sample or files.origin != prefix.data:
         training = "" if files.origin == prefix.data else f"; training: {prefix.data}"
         text = f"records: {files.origin}, {files.detail}{training} !!!"
-        print(fit("!!! ", text, sys.stderr), file=sys.stderr, end="\n\n")
+        print(wrap("!!! ", text, sys.stderr), file=sys.stderr, end="\n\n")
     return pick(read_split(files, "test"), args.records)
 
 
@@ -306,7 +306,7 @@ if __name__ == "__main__":
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (InputError, OSError) as error:
-        print(fit("sample.py: ", str(error), sys.stderr), file=sys.stderr)
+        print(wrap("sample.py: ", str(error), sys.stderr), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

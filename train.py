@@ -31,7 +31,7 @@ from minprefix.config import (
     restore_config,
 )
 from minprefix.data import find_files, make_batches, pairs, pick, read_split
-from minprefix.errors import InputError, blame_memory, explain, fit
+from minprefix.errors import InputError, blame_memory, explain, wrap
 from minprefix.generate import check_length
 from minprefix.hub import load_lm
 from minprefix.methods import PREFIXES, collapse, compute_sites, make_theta, target_loss
@@ -94,13 +94,12 @@ def train(config: Config, lm, tokenizer, files, state: dict | None = None) -> to
     sites = config.sites.split("+") if config.sites else ()
     shape = (config.prefix_len, config.mlp_hidden)
     theta = make_theta(lm, config.method, *shape, words, sites, config.bottleneck)
-    optimizer = torch.optim.AdamW(
-        theta.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
-    )
+    optimizer = torch.optim.AdamW(theta.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     total = count_steps(config, len(train_pairs))
     first = restore(state, theta, optimizer, total) if state else 0
     numbers = sum(parameter.numel() for parameter in theta.parameters())
-    print(f"{config.method} on {config.model}: {numbers:,} numbers, {len(train_pairs):,} pairs")
+    what = f"{numbers:,} numbers, {len(train_pairs):,} pairs"
+    print(wrap(f"{config.method} on ", f"{config.model}: {what}", sys.stdout))
     since = f" from step {first:,} on" if first else ""
     print(f"{total:,} steps of {config.batch_size} pairs{since}, lr {config.lr:g}, seed {config.seed}")
     if shortened := sum(len(source) == config.max_source for source, _ in train_pairs):
@@ -182,6 +181,8 @@ def evaluate(config: Config, lm, tokenizer, files, saved, split: str = "test") -
             texts += generate_texts(lm, tokenizer, sources, prefix, options)
             bar.update(len(sources))
     texts = ranks.gather(texts)
+    if not ranks.is_first():
+        return {}, []
     return score_texts(config.dataset, texts, records), list(zip(records, texts))
 
 
@@ -198,7 +199,7 @@ def report(files, metrics: dict, described: list) -> None:
         source = textwrap.shorten(record.source, 500, placeholder=" ...")  # an article has thousands
         print()
         for label, line in (("record", source), ("text", text), ("reference", record.references[0])):
-            print(fit(f"{label:<10} ", line, sys.stdout))
+            print(wrap(f"{label:<10} ", line, sys.stdout))
     print(f"\n{metrics['records']} test records, {files.origin}")
     for group, figures in {"": metrics, **metrics.get("groups", {})}.items():
         for name, figure in figures.items():
@@ -246,7 +247,7 @@ def walk_batches(config: Config, encoded: list, first: int, total: int) -> Itera
 
 def announce(files) -> None:
     warning = f"!!! NOT THE {files.dataset.upper()} DATA !!! " if files.is_sample else ""
-    print(fit(f"{warning}data: ", f"{files.origin}, {files.detail}", sys.stdout))
+    print(wrap(f"{warning}data: ", f"{files.origin}, {files.detail}", sys.stdout))
 
 
 @contextlib.contextmanager
@@ -413,7 +414,7 @@ if __name__ == "__main__":
     try:
         main(sys.argv[1:])
     except (InputError, OSError) as error:
-        print(fit("train.py: ", str(error), sys.stderr), file=sys.stderr)
+        print(wrap("train.py: ", str(error), sys.stderr), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -177,9 +177,9 @@ class BART(nn.Module):
         """Eq. 1: p(z_{i+1} | h_<=i) = softmax(W_phi h_i^(n)); returns W_phi h, (..., C) -> (..., V)."""
         return linear(h, self.shared.weight, self.final_logits_bias[0])
 
-    def split(self, source: list[int]) -> tuple[list[int], int]:
+    def split(self, source: list[int]) -> tuple[list[int], list[int]]:
         """What to read, and the token that begins y."""
-        return source, self.config.decoder_start_token_id
+        return source, [self.config.decoder_start_token_id]
 
     def read_words(self, embeds: Tensor) -> dict[str, Cache]:
         """Reads words alone, given as embeds (P, C), as source and target -> each site's cache of them.

@@ -8,6 +8,7 @@ import re
 import shutil
 import textwrap
 from collections.abc import Iterable, Iterator
+from typing import TextIO
 
 
 class InputError(ValueError):
@@ -66,7 +67,7 @@ def blame_memory(advice: str) -> Iterator[None]:
         raise InputError(f"memory ran out ({first_line(error)}): {advice}") from None
 
 
-def fit(label: str, text: str, stream) -> str:
+def wrap(label: str, text: str, stream: TextIO) -> str:
     """What a command says: one line, or on a terminal lines of its width that begin where the text does."""
     if not stream.isatty():
         return label + text

@@ -174,7 +174,7 @@ def prefill(lm, sources: list[list[int]], members: list[list]) -> tuple[Cache, T
     x, mask = pad_right([x for (x, _), prefixes in zip(halves, members) for _ in prefixes])  # (B·M, T)
     prefixes = gather_prefixes([prefix for prefixes in members for prefix in prefixes])
     cache = lm.read(x.to(device), mask.to(device), prefixes)
-    return cache, torch.tensor([[first] for _, first in halves], device=device)
+    return cache, torch.tensor([start for _, start in halves], device=device)
 
 
 def gather_prefixes(prefixes: list) -> dict[str, tuple[Tensor, Tensor | None]]:

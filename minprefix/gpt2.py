@@ -141,11 +141,11 @@ class GPT2(nn.Module):
         n_embd, n_head = self.config.n_embd, self.config.n_head
         return Cache(batch, self.config.n_layer, n_head, n_embd // n_head, like=self.wte.weight)
 
-    def split(self, source: list[int]) -> tuple[list[int], int]:
+    def split(self, source: list[int]) -> tuple[list[int], list[int]]:
         """What to read, and the token from which to continue: the source's last, so that an infix lies before
         it.
         """
-        return source[:-1], source[-1]
+        return source[:-1], source[-1:]
 
     def read(self, x: Tensor, mask: Tensor, prefixes: dict[str, tuple[Tensor, Tensor | None]]) -> Cache:
         """Reads a condition, x (B, T) with its mask (B, T) and prefixes -> the cache from which y is

@@ -47,9 +47,10 @@ def load_lm(
         lm = BART(config) if is_bart else GPT2(config)
     _compare(lm.state_dict(), tensors, folder)
     # Copies, for `tensors` are views of the mapped file, which may change or vanish later.
-    lm.load_state_dict({key: t.to(device, dtype, copy=True) for key, t in tensors.items()}, assign=True)
-    for conv in (module for module in lm.modules() if isinstance(module, Conv1D)):
-        conv.weight.data = conv.weight.T.contiguous().T  # (in, out), but in memory as `linear` reads it
+    to = {"device": device, "dtype": dtype, "copy": True, "memory_format": torch.contiguous_format}
+    lm.load_state_dict({key: t.to(**to) for key, t in tensors.items()}, assign=True)
+    for name in (name for name, module in lm.named_modules() if isinstance(module, Conv1D)):
+        lm.get_submodule(name).weight.data = tensors[f"{name}.weight"].T.to(**to).T  # as `linear` reads it
     tokenizer = load_tokenizer(folder, BART_SPECIAL if is_bart else GPT2_SPECIAL)
     if max(tokenizer.bytes_of_id) >= config.vocab_size:
         raise InputError(f"{folder}: vocab.json has ids beyond config.json's vocab_size {config.vocab_size}")

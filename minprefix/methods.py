@@ -135,12 +135,12 @@ def compute_sites(lm, method: str, theta: nn.Module) -> dict[str, Tensor]:
 def target_loss(lm, sites: dict[str, Tensor], batch: list[tuple[list[int], list[int]]]) -> tuple[Tensor, int]:
     """-sum log p(y | x) of a batch of (source, y) ids, y with its EOS, in nats; and how many tokens y has."""
     device = lm.wte.weight.device
-    at_once = isinstance(lm, GPT2) and "infix" not in sites  # [x; y] in one call, for each reads all weights
-    ys, halves = [y for _, y in batch], [lm.split(source) for source, _ in batch]
-    starts = [[*x, first] if at_once else [first] for x, first in halves]
-    x, x_mask = pad_right([[] if at_once else x for x, _ in halves])  # (B, |x|), or (B, 0)
-    z, z_mask = pad_right([start + y[:-1] for start, y in zip(starts, ys)])  # (B, T)
-    targets, _ = pad_right([[IGNORED] * (len(s) - 1) + y for s, y in zip(starts, ys)], IGNORED)  # (B, T)
+    whole = isinstance(lm, GPT2) and "infix" not in sites  # [x; y] in one call: every call reads all weights
+    splits = [([], source) if whole else lm.split(source) for source, _ in batch]
+    halves = [(x, start, y) for (x, start), (_, y) in zip(splits, batch)]
+    x, x_mask = pad_right([x for x, _, _ in halves])  # (B, |x|), or (B, 0)
+    z, z_mask = pad_right([start + y[:-1] for _, start, y in halves])  # (B, T)
+    targets, _ = pad_right([[IGNORED] * (len(start) - 1) + y for _, start, y in halves], IGNORED)  # (B, T)
     prefixes = {site: (P_theta, None) for site, P_theta in sites.items()}
     cache = lm.read(x.to(device), x_mask.to(device), prefixes)
     h = lm.hidden(z.to(device), cache, z_mask.to(device))  # (B, T, C)

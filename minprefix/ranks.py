@@ -10,12 +10,13 @@ import os
 import sys
 from collections.abc import Iterator
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, cuda
 
 from minprefix.errors import explain
 
-LOST = (RuntimeError, "this process lost the others", "see what ended them, then resume")
+LOST = (RuntimeError, "this process lost the others", "see what ended them, then resume or start again")
 
 
 @contextlib.contextmanager
@@ -66,7 +67,11 @@ def gather(mine: list) -> list:
 
 
 def add(tensors: list[Tensor]) -> None:
-    """Each becomes its sum over all ranks, with the same bits on all of them."""
+    """Each becomes its sum over all ranks, with the same bits on all of them; sent as one."""
+    if not dist.is_initialized():
+        return
+    summed = torch.cat([tensor.flatten() for tensor in tensors])
     with explain(*LOST):
-        for tensor in tensors if dist.is_initialized() else ():
-            dist.all_reduce(tensor)
+        dist.all_reduce(summed)
+    for tensor, part in zip(tensors, summed.split([tensor.numel() for tensor in tensors])):
+        tensor.copy_(part.view(tensor.shape))

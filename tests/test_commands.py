@@ -146,11 +146,11 @@ def test_a_terminal_gets_lines_of_its_width_and_a_pipe_whole_ones(monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     pipe, terminal, text = io.StringIO(), io.StringIO(), " ".join(["word"] * 60)
     monkeypatch.setattr(terminal, "isatty", lambda: True, raising=False)
-    assert sample.fit("record     ", text, pipe) == "record     " + text
-    first, *others = sample.fit("record     ", text, terminal).split("\n")
+    assert sample.wrap("record     ", text, pipe) == "record     " + text
+    first, *others = sample.wrap("record     ", text, terminal).split("\n")
     assert first.startswith("record     word") and len(others) > 2
     assert all(line.startswith(" " * 11 + "word") and len(line) <= 80 for line in others)
-    assert sample.fit("e2e        ", "", terminal) == "e2e        "
+    assert sample.wrap("e2e        ", "", terminal) == "e2e        "
 
 
 def test_the_help_fits_a_terminal_of_80_columns(monkeypatch, capsys):
@@ -368,4 +368,4 @@ def test_errors_are_one_line_and_exit_code_2(script, arguments, tmp_path):
 def test_help_names_every_key():
     result = run("train.py", "--help")
     assert result.returncode == 0 and "prefix_len=10" in result.stdout
-    assert max(map(len, result.stdout.splitlines())) <= 110
+    assert max(map(len, result.stdout.splitlines())) <= 79

@@ -129,11 +129,11 @@ def mean_log_p(lm, source: list[int], y: list[int], members: list) -> torch.Tens
     """log of the mean of the members' probabilities of what follows y (V,): each alone, without a cache."""
     log_p = []
     for prefix in members:
-        read, first = lm.split(source)
+        read, start = lm.split(source)
         x = torch.tensor([read], dtype=torch.long)
         with torch.no_grad():
             cache = lm.read(x, torch.ones_like(x), gather_prefixes([prefix]))
-            log_p.append(lm.logits(lm.hidden(torch.tensor([[first, *y]]), cache))[0, -1].log_softmax(-1))
+            log_p.append(lm.logits(lm.hidden(torch.tensor([[*start, *y]]), cache))[0, -1].log_softmax(-1))
     return torch.stack(log_p).exp().mean(0).log()
 
 

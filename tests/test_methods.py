@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from minprefix.bart import BART, BARTConfig
 from minprefix.errors import InputError
@@ -46,6 +47,28 @@ def test_the_loss_is_over_y_and_its_end_only():
         by_hand -= sum(float(log_p[len(source) - 1 + i, token]) for i, token in enumerate(y))
     assert tokens == 3 + 2 + 5
     assert float(summed) == pytest.approx(by_hand, rel=1e-5)
+
+
+def test_one_call_for_x_and_y_is_as_good_as_two():
+    """The loss and its gradient, for sources and targets of several lengths, one source of a single token."""
+    lm = make_gpt2()
+    gradients = []
+    for at_once in (True, False):
+        torch.manual_seed(1)
+        theta = make_theta(lm, "prefix", 3, 0, [])
+        sites = compute_sites(lm, "prefix", theta)
+        if at_once:
+            loss = target_loss(lm, sites, BATCH)[0]
+        else:
+            loss = torch.zeros(())
+            for source, y in BATCH:
+                x = torch.tensor([source[:-1]], dtype=torch.long)
+                cache = lm.read(x, torch.ones_like(x), {"decoder": (sites["decoder"], None)})
+                logits = lm.logits(lm.hidden(torch.tensor([[source[-1], *y[:-1]]]), cache))[0]
+                loss = loss + F.cross_entropy(logits, torch.tensor(y), reduction="sum")
+        loss.backward()
+        gradients.append((loss.detach(), theta["decoder"].P.grad))
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-6)
 
 
 def test_the_mlp_runs_once_a_step_and_not_once_a_row():

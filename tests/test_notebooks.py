@@ -2,6 +2,8 @@
 
 import itertools
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -118,3 +120,13 @@ def test_the_readme_leads_from_each_equation_to_its_line_and_its_notebook():
     notebooks = [re.search(r"\(notebooks/(\S+)\.ipynb\)", row)[1] for row in rows]
     assert set(notebooks) == set(NAMES)
     assert all(f"Eq. {number}" in text for number in (1, 2, 3))
+
+
+def test_the_readme_knows_the_package():
+    text = read_markdown(ROOT / "README.md")
+    counted = subprocess.run(
+        [sys.executable, ".ci/count_lines.py", "0"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert f"has {int(counted.stdout.splitlines()[-1].split()[0]):,} lines of code" in text
+    files = {path.name for path in (ROOT / "minprefix").glob("*.py")} - {"__init__.py"}
+    assert files <= set(re.findall(r"`(\w+\.py)`", text))

@@ -262,6 +262,19 @@ def test_shares_come_back_in_the_order_of_the_whole(world, monkeypatch):
     assert ranks.gather([]) == list("abcdefg")
 
 
+def test_sums_go_back_to_tensors_of_any_layout(monkeypatch):
+    """Gradients of a loaded GPT-2 lie transposed; nccl would refuse them as they are."""
+    sent = []
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "all_reduce", lambda flat: sent.append(flat.is_contiguous()) or flat.mul_(2))
+    tensors = [torch.tensor(3.0), torch.arange(6.0).view(2, 3).T, torch.ones(0, 4)]
+    expected = [2 * tensor for tensor in tensors]
+    ranks.add(tensors)
+    assert sent == [True] and tensors[1].stride() == (1, 3)
+    for tensor, twice in zip(tensors, expected):
+        assert torch.equal(tensor, twice)
+
+
 def test_each_rank_has_its_own_gpu(monkeypatch):
     assert ranks.own_device("cuda") == "cuda" and ranks.own_device("cpu") == "cpu"
     monkeypatch.setattr(dist, "is_initialized", lambda: True)

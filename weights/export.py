@@ -23,7 +23,7 @@ def export(lm: GPT2 | BART, bpe: Path, out: Path) -> None:
     is_bart = isinstance(lm, BART)
     prefix = "model." if is_bart else "transformer."
     names = {name: name if name == "final_logits_bias" else prefix + name for name in lm.state_dict()}
-    tensors = {names[name]: tensor.half() for name, tensor in lm.state_dict().items()}
+    tensors = {names[name]: tensor.half().contiguous() for name, tensor in lm.state_dict().items()}
     save_file(tensors, part / "model.safetensors", metadata={"format": "pt"})
     shutil.copyfile(bpe / "merges.txt", part / "merges.txt")
     if is_bart:
