@@ -72,7 +72,7 @@ class Table:
         self.config = types.SimpleNamespace(eos_token_id=0, n_positions=999, vocab_size=len(table))
 
     def split(self, source):
-        return source[:-1], source[-1]
+        return source[:-1], source[-1:]
 
     def count_positions(self, prefix, source, target):
         return prefix + source + target
