@@ -8,7 +8,11 @@ import torch
 
 
 def describe_machine() -> str:
-    return f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    """The processor (by its name where Linux tells it), the threads in use and torch's version."""
+    cpuinfo = Path("/proc/cpuinfo")
+    model = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
+    processor = model[1] if model else platform.machine()
+    return f"{processor}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
 def read_memory(key: str) -> int:
