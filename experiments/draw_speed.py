@@ -1,6 +1,7 @@
 """Draws experiments/results/speed.svg from speed.json: python -m experiments.draw_speed"""
 
 import json
+import math
 import statistics
 from pathlib import Path
 
@@ -15,39 +16,44 @@ X_LABELS = {"source": "|x|, tokens", "beams": "beams", "rows": "batch, rows"}
 
 
 def draw(results: dict) -> plt.Figure:
-    """Above: each case's ratios, the floor and the target. Below: seconds a token as the input grows."""
-    figure = plt.figure(figsize=(9, 6.4), layout="constrained")
+    """Above: each case's ratios and their targets. Below: seconds a step as the input grows."""
+    figure = plt.figure(figsize=(9, 6.8), layout="constrained")
     upper, lower = figure.subfigures(2, 1, height_ratios=(3, 2))
     draw_ratios(upper.subplots(), list_rows(results))
     if growth := results.get("growth", {}).get("float32"):
         panels = lower.subplots(1, len(X_LABELS), sharey=True)
         for axes, name in zip(panels, X_LABELS):
             draw_growth(axes, growth[name], name)
-        panels[0].set_ylabel("seconds a token")
+        panels[0].set_ylabel("seconds a step")
         panels[0].legend(growth["names"], frameon=False, fontsize=8)
     return figure
 
 
 def list_rows(results: dict) -> list[tuple[str, dict]]:
-    """What was measured, with its name and dtype; growth has a picture of its own."""
-    found = [(f"{name}, {dtype}", case) for name, cases in results.items() for dtype, case in cases.items()]
-    return [(label, case) for label, case in found if "ratio" in case]
+    """What was measured, with its title and dtype; growth has a picture of its own."""
+    found = [(name, dtype, case) for name, cases in results.items() for dtype, case in cases.items()]
+    return [(f"{case.get('title', name)}, {dtype}", case) for name, dtype, case in found if "ratio" in case]
 
 
 def draw_ratios(axes, rows: list[tuple[str, dict]]) -> None:
+    """Seconds just above a case's line, memory just below it, each with the bar that it should not pass."""
+    points = {"seconds": [], "peak memory": [], "the floor's seconds": [], "promised at most": []}
     for i, (_, case) in enumerate(rows):
-        axes.plot(case["target"], -i, "|", color=GREY, markersize=16)
-        axes.plot(case["ratio"], -i, "o", color=OURS)
-        if "floor" in case:
-            theirs = statistics.median(seconds for _, seconds in case["seconds"])
-            axes.plot(case["floor"] / theirs, -i, "<", color=GREY, markerfacecolor="none")
-            axes.plot(case["peak"][0] / case["peak"][1], -i, "D", color=THEIRS, markerfacecolor="none")
+        theirs = statistics.median(seconds for _, seconds in case["seconds"])
+        points["seconds"].append((case["ratio"], 0.15 - i))
+        points["peak memory"].append((case["peak"][0] / case["peak"][1], -0.15 - i))
+        points["the floor's seconds"].append((case.get("floor", math.nan) / theirs, 0.15 - i))
+        for target, y in ((case["target"], 0.15 - i), (case["peak_target"], -0.15 - i)):
+            points["promised at most"].append((math.nan if target is None else target, y))
+    looks = (("o", OURS, OURS), ("D", THEIRS, "none"), ("<", GREY, "none"), ("|", GREY, GREY))
+    for (label, places), (marker, colour, face) in zip(points.items(), looks):
+        size = 12 if marker == "|" else 6
+        axes.plot(*zip(*places), marker, color=colour, markerfacecolor=face, markersize=size, label=label)
     axes.axvline(1, color="#cccccc", linewidth=1, zorder=0)
     axes.set_yticks([-i for i in range(len(rows))], [label for label, _ in rows], fontsize=8)
     axes.set_xlim(left=0)
-    axes.set_xlabel(
-        "ours / theirs; dot: seconds, bar: their target, triangle: the floor's seconds, diamond: peak memory"
-    )
+    axes.set_xlabel("ours / theirs")
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(points), frameon=False, fontsize=8)
 
 
 def draw_growth(axes, points: dict, name: str) -> None:
