@@ -85,9 +85,8 @@ def test_the_peak_is_that_of_the_call_and_not_of_loading(monkeypatch):
 
 
 def test_a_side_that_ends_is_named():
-    case = dataclasses.replace(
-        speed.CASES["beam-1"], shape="gpt2-mini", loaders=(sys.exit, sys.exit)
-    )  # which take no dtype
+    loaders = (sys.exit, sys.exit)  # which take no dtype
+    case = dataclasses.replace(speed.CASES["beam-1"], shape="gpt2-mini", loaders=loaders)
     with pytest.raises(InputError, match="the process of ours ended"), speed.open_sides(case, torch.float32):
         pass
 
