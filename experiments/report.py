@@ -15,7 +15,16 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from experiments.artefacts import INITS, MINI, PAPER, Scale, choose_runs, make_artefacts, read_runs
+from experiments.artefacts import (
+    INITS,
+    MINI,
+    PAPER,
+    Scale,
+    choose_runs,
+    make_artefacts,
+    read_dev_loss,
+    read_runs,
+)
 from minprefix.store import write_atomically
 
 E2E = ("BLEU", "NIST", "METEOR", "ROUGE-L (COCO)", "CIDEr")
@@ -96,7 +105,7 @@ class Comparison:
 
 
 class Results:
-    """The runs of every cell at the learning rate that dev chose."""
+    """The runs of every cell at the learning rate that the dev loss chose."""
 
     def __init__(self, scale: Scale):
         self.artefacts = make_artefacts(scale)
@@ -342,24 +351,19 @@ def write_costs(results: Results) -> list[str]:
 
 
 def write_grid(results: Results) -> list[str]:
-    """Every learning rate that was tried, by dev, so that one sees who was tuned how."""
-    lines = ["| cell | dev BLEU or ROUGE-L by learning rate, seed 0 (chosen in bold) |", "|---|---|"]
+    """Every learning rate that was tried, by dev loss, so that one sees who was tuned how."""
+    lines = ["| cell | dev loss in nats by learning rate, seed 0 (chosen in bold) |", "|---|---|"]
     seen: set[tuple[Path, str]] = set()
     for artefact, cells in results.artefacts.items():
         for name, cell in cells.items():
             runs = {lr: run for (lr, seed), run in sorted(read_runs(cell).items()) if seed == 0}
-            runs = {lr: run for lr, run in runs.items() if run["dev"]}
-            if runs and len(cell.rates) > 1 and (cell.folder, cell.name) not in seen:
+            if len(runs) > 1 and (cell.folder, cell.name) not in seen:
                 seen.add((cell.folder, cell.name))
                 best = results.runs[artefact, name][0]["config"]["lr"]
-                tried = (f"{lr:g}: {format_dev(run)}" for lr, run in runs.items())
+                tried = (f"{lr:g}: {read_dev_loss(run):.3f}" for lr, run in runs.items())
                 marked = (f"**{text}**" if lr == best else text for lr, text in zip(runs, tried))
                 lines.append(f"| {cell.folder.name}/{cell.name} | {', '.join(marked)} |")
     return lines
-
-
-def format_dev(run: dict) -> str:
-    return f"{run['dev'].get('BLEU', run['dev'].get('ROUGE-L', 0)):.1f}"
 
 
 def draw_curves(axes, results: Results, artefact: str, metric: str, cells: dict[str, list[tuple]]) -> None:

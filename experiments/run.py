@@ -202,9 +202,9 @@ def choose_and_score(cell: Cell, config: Config, lm, tokenizer, files: DataFiles
     dev = {}
     for alpha in cell.alphas or (config.length_penalty,):
         choice = dataclasses.replace(config, length_penalty=alpha, eval_limit=cell.dev)
-        asked = len(cell.alphas) > 1 or (len(cell.rates) > 1 and config.seed == 0)
+        several = len(cell.alphas) > 1
         dev[alpha] = (
-            measure_choice(files, describe(choice, lm, tokenizer, files, saved, "dev")) if asked else {}
+            measure_choice(files, describe(choice, lm, tokenizer, files, saved, "dev")) if several else {}
         )
     best = max(dev, key=lambda alpha: merit(dev[alpha]))
     choice = dataclasses.replace(config, length_penalty=best)

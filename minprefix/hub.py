@@ -46,15 +46,21 @@ def load_lm(
     with torch.device("meta"):  # shapes without memory, until they have been compared
         lm = BART(config) if is_bart else GPT2(config)
     _compare(lm.state_dict(), tensors, folder)
-    # Copies, for `tensors` are views of the mapped file, which may change or vanish later.
-    to = {"device": device, "dtype": dtype, "copy": True, "memory_format": torch.contiguous_format}
-    lm.load_state_dict({key: t.to(**to) for key, t in tensors.items()}, assign=True)
-    for name in (name for name, module in lm.named_modules() if isinstance(module, Conv1D)):
-        lm.get_submodule(name).weight.data = tensors[f"{name}.weight"].T.to(**to).T  # as `linear` reads it
+    lm.load_state_dict(_copy(tensors, lm, device, dtype), assign=True)
     tokenizer = load_tokenizer(folder, BART_SPECIAL if is_bart else GPT2_SPECIAL)
     if max(tokenizer.bytes_of_id) >= config.vocab_size:
         raise InputError(f"{folder}: vocab.json has ids beyond config.json's vocab_size {config.vocab_size}")
     return lm.eval().requires_grad_(False), tokenizer
+
+
+def _copy(tensors: dict[str, Tensor], lm: GPT2 | BART, device: str, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Copies, for `tensors` are views of the mapped file, which may change or vanish later.
+
+    Weights (in, out) of a Conv1D lie in memory as (out, in), which `linear` reads faster.
+    """
+    to = {"device": device, "dtype": dtype, "copy": True, "memory_format": torch.contiguous_format}
+    convs = {f"{name}.weight" for name, module in lm.named_modules() if isinstance(module, Conv1D)}
+    return {key: t.T.to(**to).T if key in convs else t.to(**to) for key, t in tensors.items()}
 
 
 def _find_folder(name: str) -> Path:

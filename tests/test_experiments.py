@@ -10,7 +10,7 @@ import pytest
 
 import train
 from experiments import run
-from experiments.artefacts import MINI, PAPER, Cell, choose_runs, make_artefacts, merit, read_runs
+from experiments.artefacts import MINI, PAPER, Cell, choose_runs, make_artefacts, read_runs
 from minprefix.config import parse_config
 from minprefix.errors import InputError
 
@@ -33,7 +33,7 @@ def start(*arguments: str) -> subprocess.CompletedProcess:
 def test_a_grid_runs_all_rates_and_then_the_chosen_one_with_more_seeds(cell, capsys):
     run.run_grid("grid", {"tiny": cell}, 1000)
     runs = read_runs(cell)
-    best = max((0.01, 0.02), key=lambda lr: merit(runs[lr, 0]["dev"]))
+    best = min((0.01, 0.02), key=lambda lr: runs[lr, 0]["dev_loss"][-1][1])
     assert set(runs) == {(0.01, 0), (0.02, 0), (best, 1)}
     assert [found["config"]["seed"] for found in choose_runs(runs)] == [0, 1]
     found = runs[best, 1]
@@ -182,7 +182,7 @@ def make_result(cell: Cell, lr: float, seed: int, **test: float) -> None:
         "dev": {"BLEU": figure - lr, "records": 60},
         "test": {"records": 120} | test,
         "loss": [[10, 3.0], [20, 2.0]],
-        "dev_loss": [[10, 3.0], [20, 2.5]],
+        "dev_loss": [[10, 3.0], [20, 2.5 - 100 * lr]],
         "seconds": 60,
         "trained_numbers": 1000 if "prefix" in cell.name else 9000,
         "stored_numbers": 10 if "prefix" in cell.name else 9000,
@@ -225,7 +225,7 @@ def test_the_report_draws_what_there_is_and_judges_it(tmp_path):
     assert verdict("It costs less") == "holds partly"  # numbers and speed, not memory
     assert rows["e2e-prefix"].split(" | ")[1:4] == ["0.002", "3", "51.00 ± 1.00 (70.3)"]
     assert "10.00 [9.00, 11.00] (36.05)" in rows["prefix-large"]
-    assert rows["table2/e2e-prefix"].endswith("0.001: 20.0, **0.002: 50.0** |")
+    assert rows["table2/e2e-prefix"].endswith("0.001: 2.400, **0.002: 2.300** |")
     assert "- Fig. 6: share of the training data" in text.split("## Not run")[1]
     pictures = {path.name for path in tmp_path.glob("*.svg")}
     # e2e-prefix is a point of Figs. 4 and 5, too
