@@ -18,9 +18,9 @@ class Cell:
 
     settings: train.py's, without lr and seed. rates: the learning rates, of which the dev loss chooses (none:
     nothing is trained). runs: seeds 0, 1, ... of the chosen one. alphas: the length penalties, of which dev
-    chooses by its texts. dev: records for these texts, all if 0. subsets: every two seeds share a random subset of the training
-    pairs. meteor: whether seed 0 is measured by METEOR, too. folder: where its results are, which cells of
-    equal settings share.
+    chooses by its texts. dev: records for these texts, all if 0. subsets: every two seeds share a random
+    subset of the training pairs. meteor: whether seed 0 is measured by METEOR, too. folder: where its results
+    are, which cells of equal settings share.
     """
 
     name: str
@@ -69,9 +69,9 @@ TIMING = ["n_train=640", "max_steps=30", "eval_limit=4", "dev_limit=8"]
 
 # One core takes about 0.25 s for a step of 8 pairs. All methods get the same steps, and two learning rates
 # each, of which the dev loss chooses on E2E with seed 0 (with few pairs: 100 of E2E); what it chose is the
-# first, and goes for their other cells as well. The length penalty is the paper's. The bundled BART has read sequences
-# of 62 to 254 tokens and copies from short ones best, so articles are cut to their first 128 tokens, about
-# five sentences.
+# first, and goes for their other cells as well. The length penalty is the paper's. The bundled BART has read
+# sequences of 62 to 254 tokens and copies from short ones best, so articles are cut to their first 128
+# tokens, about five sentences.
 SMALL = ["model=weights/gpt2-mini", "prefix_len=10", "batch_size=8", "epochs=1000", "max_steps=300"]
 SMALL_BART = ["model=weights/bart-mini", "max_source=128", "batch_size=16", "epochs=1000", "max_steps=300"]
 MINI = Scale(

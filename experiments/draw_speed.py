@@ -62,6 +62,8 @@ def draw_growth(axes, points: dict, name: str) -> None:
         axes.plot(x, [pair[side] for pair in points.values()], line, marker=marker, color=colour)
     axes.set(xlabel=X_LABELS[name], xscale="log", yscale="log")
     axes.set_xticks(x, points)
+    ticks = (0.1, 0.2, 0.5, 1)
+    axes.set_yticks(ticks, map(str, ticks))
     axes.minorticks_off()
 
 
