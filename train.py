@@ -247,7 +247,7 @@ def walk_batches(config: Config, encoded: list, first: int, total: int) -> Itera
 
 def announce(files) -> None:
     warning = f"!!! NOT THE {files.dataset.upper()} DATA !!! " if files.is_sample else ""
-    print(wrap(f"{warning}data: ", f"{files.origin}, {files.detail}", sys.stdout))
+    print(wrap("", f"{warning}data: {files.origin}, {files.detail}", sys.stdout))
 
 
 @contextlib.contextmanager
