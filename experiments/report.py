@@ -427,6 +427,7 @@ def draw_fig3(results: Results, folder: Path) -> None:
     draw_curves(axes, results, "fig3", "BLEU", cells)
     axes.set(xlabel="training pairs", ylabel="test BLEU", xscale="log", title="few examples")
     axes.set_xticks(FEW, map(str, FEW))
+    axes.minorticks_off()
     save(figure, folder / "fig3.svg")
 
 
