@@ -25,6 +25,7 @@ from experiments.artefacts import (
     read_dev_loss,
     read_runs,
 )
+from experiments.draw_speed import save
 from minprefix.store import write_atomically
 
 E2E = ("BLEU", "NIST", "METEOR", "ROUGE-L (COCO)", "CIDEr")
@@ -491,14 +492,6 @@ def draw_claims(results: Results, folder: Path) -> None:
     axes.set_yticks([-i for i in range(len(rows))], [label for label, _ in rows], fontsize=7)
     axes.set_xlabel("points; green dot: won, orange cross: not; bar: needed; hollow: the paper's")
     save(figure, folder / "claims.svg")
-
-
-def save(figure, path: Path) -> None:
-    for axes in figure.axes:
-        axes.spines[["top", "right"]].set_visible(False)
-    plt.rcParams["svg.hashsalt"] = "minprefix"  # the same picture is the same file
-    figure.savefig(path, metadata={"Date": None})
-    plt.close(figure)
 
 
 DRAW = {"e2e": draw_e2e, "fig3": draw_fig3, "fig4": draw_fig4, "fig5": draw_fig5, "fig6": draw_fig6}

@@ -202,10 +202,8 @@ def choose_and_score(cell: Cell, config: Config, lm, tokenizer, files: DataFiles
     dev = {}
     for alpha in cell.alphas or (config.length_penalty,):
         choice = dataclasses.replace(config, length_penalty=alpha, eval_limit=cell.dev)
-        several = len(cell.alphas) > 1
-        dev[alpha] = (
-            measure_choice(files, describe(choice, lm, tokenizer, files, saved, "dev")) if several else {}
-        )
+        described = describe(choice, lm, tokenizer, files, saved, "dev") if len(cell.alphas) > 1 else []
+        dev[alpha] = measure_choice(files, described) if described else {}
     best = max(dev, key=lambda alpha: merit(dev[alpha]))
     choice = dataclasses.replace(config, length_penalty=best)
     described = describe(choice, lm, tokenizer, files, saved, "test")
