@@ -146,8 +146,16 @@ def test_a_transplant_writes_what_gpt2_adds():
 
 def test_a_start_that_does_not_fit_is_refused(work):
     arguments = [*TINY, "model=bart", f"work={work}", f"out={work / 'other'}"]
-    with pytest.raises(InputError, match="no GPT-2 that fits vocab_size=400"):
-        pretrain.main([*arguments, "init=weights/gpt2-mini"])
+    for init in ("weights/gpt2-mini", "weights/bart-mini"):
+        with pytest.raises(InputError, match=f"init={init} does not fit a bart of vocab_size=400"):
+            pretrain.main([*arguments, f"init={init}"])
+
+
+def test_a_gpt2_cannot_begin_with_a_bart(work):
+    arguments = [*TINY, f"work={work / 'new'}", f"out={work / 'other'}", f"init={work / 'lm'}"]
+    with pytest.raises(InputError, match="does not fit a gpt2 of vocab_size=400"):
+        pretrain.main(arguments)
+    assert not (work / "new").exists()
 
 
 def test_a_bart_can_begin_with_a_gpt2(work, gpt2_work):  # noqa: F811
@@ -156,6 +164,19 @@ def test_a_bart_can_begin_with_a_gpt2(work, gpt2_work):  # noqa: F811
     weight = start.h[1].mlp.c_fc.weight * start.h[1].ln_2.weight[:, None]
     for stack in (lm.encoder, lm.decoder):
         torch.testing.assert_close(stack.layers[1].fc1.weight, weight.T)
+
+
+def test_a_bart_can_begin_with_a_bart(work, text_folder, tmp_path):  # noqa: F811
+    """As where the bundled one ended: its tensors, and its BPE in the numbering of the token files."""
+    arguments = [*TINY, "model=bart", f"work={tmp_path}", f"init={work / 'lm'}", f"corpus={text_folder}"]
+    config = pretrain.parse([*arguments, "tokens=3072"])
+    lm, start = pretrain.build_lm(config), load_lm(work / "lm")[0]
+    for name, tensor in start.state_dict().items():
+        assert torch.equal(lm.state_dict()[name], tensor), name
+    pretrain.prepare_data(config)
+    vocabularies = [json.loads((folder / "vocab.json").read_text()) for folder in (work, tmp_path)]
+    assert vocabularies[0] == vocabularies[1]
+    assert (work / "train.npy").read_bytes() == (tmp_path / "train.npy").read_bytes()
 
 
 def test_log_and_resume(work, text_folder, tmp_path):  # noqa: F811

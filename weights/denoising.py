@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from records import EOT
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -23,6 +24,15 @@ def number_vocabulary(gpt2: Path) -> dict[str, int]:
     tokens = {token: i + SHIFT for token, i in json.loads(gpt2.read_text()).items() if i}
     special = {"<s>": BOS, "<pad>": PAD, "</s>": EOS, "<unk>": UNK}
     return special | tokens | {"<mask>": len(tokens) + len(special)}
+
+
+def read_vocabulary(path: Path) -> dict[str, int]:
+    """GPT-2's vocab.json of a checkpoint's BPE, which may be a BART's: number_vocabulary, undone."""
+    vocabulary = json.loads(path.read_text())
+    if "<mask>" not in vocabulary:
+        return vocabulary
+    tokens = {token: i - SHIFT for token, i in vocabulary.items() if SHIFT < i < vocabulary["<mask>"]}
+    return {EOT: 0} | tokens
 
 
 class Noise:

@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +24,8 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that minprefix need not be installed
 
 import corpus
-from denoising import EOS, Noise, number_vocabulary
-from export import BPE, SHAPE, export
+from denoising import EOS, Noise, number_vocabulary, read_vocabulary
+from export import BPE, SHAPE, export, write_json
 from muon import Muon, add_up
 from transplant import transplant
 
@@ -45,7 +45,10 @@ class Config:
     work: str = "pretrain"
     out: str = "pretrain/lm"
     model: str = "gpt2"  # gpt2 predicts the next token; bart rebuilds damaged text (denoising.py)
-    init: str = ""  # a GPT-2 folder to start from, with its BPE; empty: random weights and an own BPE
+    init: str = (
+        ""  # a folder to start from, with its BPE (a BART can begin with a GPT-2, too: transplant.py);
+    )
+    # empty: random weights and an own BPE
     tests: str = ""  # folder of .txt files with test texts: documents that overlap with them are left out
     tokens: int = 40_000_000  # of the whole run; a smaller number on resuming pulls the decay forward
     minutes: float = 0  # time limit for everything; when given, `tokens` is what fits
@@ -112,17 +115,19 @@ def scale_rate(step: int, total: int, config: Config) -> float:
 # ---- model and loss ----
 
 
+def describe(config: Config) -> GPT2Config | BARTConfig:
+    """The shape of the model to train."""
+    V, T, C, L, H = (getattr(config, key) for key in SHAPE)
+    if config.model == "gpt2":
+        return GPT2Config(V, T, C, L, H)
+    return BARTConfig(V + 4, T, C, L, L, H, H, 4 * C, 4 * C)  # five special tokens in place of one
+
+
 def build_lm(config: Config) -> GPT2 | BART:
     """The model to train: random as GPT-2 began (smaller towards the residual stream), or from `init`."""
     torch.manual_seed(config.seed)
-    V, T, C, L, H = (getattr(config, key) for key in SHAPE)
-    is_bart = config.model == "bart"
-    vocab_size = V + 4 if is_bart else V  # five special tokens in place of one
-    lm = (
-        BART(BARTConfig(vocab_size, T, C, L, L, H, H, 4 * C, 4 * C))
-        if is_bart
-        else GPT2(GPT2Config(V, T, C, L, H))
-    )
+    shape = describe(config)
+    lm = BART(shape) if config.model == "bart" else GPT2(shape)
     for name, p in lm.named_parameters():
         if p.ndim == 2:
             small = name.endswith(("c_proj.weight", "out_proj.weight", "fc2.weight"))
@@ -131,7 +136,9 @@ def build_lm(config: Config) -> GPT2 | BART:
             nn.init.zeros_(p)
     if config.init:
         start, _ = load_lm(config.init)
-        if is_bart:
+        if isinstance(start, BART):
+            lm.load_state_dict(start.state_dict())
+        elif config.model == "bart":
             transplant(start, lm, read_ids(config)[None, : start.config.n_positions])
         else:
             take_over(lm, start)
@@ -146,12 +153,17 @@ def read_ids(config: Config) -> Tensor:
 def check_start(start: GPT2 | BART, config: Config) -> None:
     """InputError where the run cannot begin with this checkpoint."""
     bart, shape = config.model == "bart", {key: getattr(config, key) for key in SHAPE}
-    fits = isinstance(start, GPT2) and start.config.n_layer >= config.n_layer
-    for key in ("vocab_size", "n_embd", "n_head", *(("n_positions",) if bart else ("n_layer",))):
-        fits = fits and getattr(start.config, key) == shape[key]
+    if isinstance(start, BART):
+        fits = bart and replace(start.config, name="", fingerprint="") == describe(config)
+    else:
+        same = ("vocab_size", "n_embd", "n_head", "n_positions" if bart else "n_layer")
+        fits = all(getattr(start.config, key) == shape[key] for key in same)
+        fits = fits and start.config.n_layer >= config.n_layer
     if not fits:
         needs = ", ".join(f"{key}={value}" for key, value in shape.items())
-        raise InputError(f"init={config.init} is no GPT-2 that fits {needs}: change these keys, or init=")
+        raise InputError(
+            f"init={config.init} does not fit a {config.model} of {needs}: change these keys, or init="
+        )
 
 
 def take_over(lm: GPT2, start: GPT2) -> None:
@@ -237,8 +249,8 @@ def prepare_data(config: Config) -> None:
     tokens = int(min(config.tokens, config.minutes * 60 * 10_000) if config.minutes else config.tokens)
     if not all((work / name).exists() for name in BPE):
         if config.init:
-            for name in BPE:
-                shutil.copyfile(Path(config.init) / name, work / name)
+            shutil.copyfile(Path(config.init) / "merges.txt", work / "merges.txt")
+            write_json(work / "vocab.json", read_vocabulary(Path(config.init) / "vocab.json"))
         else:
             corpus.train_tokenizer(config.corpus, work, config.vocab_size, sample=min(40_000_000, 4 * tokens))
     if not (work / "data.json").exists():
