@@ -89,7 +89,7 @@ MINI = Scale(
         "adapter-3": (1.6e-2, 2e-3, 4e-3, 8e-3, 3e-2),
         "lora": (2e-2, 2e-3, 5e-3, 1e-2, 4e-2),
         "low-prefix": (2e-3, 1e-3, 4e-3),
-        "low-full": (2.5e-4, 1.25e-4, 5e-4, 1e-3),
+        "low-full": (1.25e-4, 6e-5, 2.5e-4, 5e-4, 1e-3),
         "xsum-prefix": (2e-3,),
         "xsum-embedding": (1e-2,),
         "xsum-full": (5e-4,),
