@@ -179,7 +179,7 @@ def make_e2e(scale: Scale) -> list[Cell]:
     mlp, direct = ["mlp_hidden=512", "max_steps=800"], ["mlp_hidden=0", "max_steps=800"]
     grid = {
         "prefix": (["method=prefix", *mlp], (1e-3, 2e-3, 4e-3)),
-        "direct": (["method=prefix", *direct], (3e-2, 1e-2)),
+        "direct": (["method=prefix", *direct], (3e-2, 1e-2, 1e-1, 3e-1)),
         "sum": (["method=prefix", *mlp, "loss=sum"], (2e-3,)),
         "full": (["method=full", "max_steps=400"], (5e-4, 1e-3)),
     }
