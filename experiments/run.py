@@ -99,7 +99,7 @@ def run_grid(artefact: str, cells: dict[str, Cell], seeds: int) -> None:
             with claim(cell.path(lr, seed)) as mine:
                 if mine:
                     print(f"{artefact}: {cell.name}, lr {lr:g}, seed {seed}", flush=True)
-                    run_cell(artefact, cell, lr, seed)
+                    run_cell(cell, lr, seed)
                     taken = True
                     break  # what is open may have changed: look again
     if count := len(list_open(cells, seeds)):
@@ -132,7 +132,7 @@ def claim(path: Path) -> Iterator[bool]:
             yield not path.exists()  # another process may just have finished it
 
 
-def run_cell(artefact: str, cell: Cell, lr: float, seed: int) -> None:
+def run_cell(cell: Cell, lr: float, seed: int) -> None:
     """Trains, chooses the length penalty on dev, scores on test, and writes the JSON file."""
     path = cell.path(lr, seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -147,9 +147,10 @@ def run_cell(artefact: str, cell: Cell, lr: float, seed: int) -> None:
     described = found.pop("described")
     paper = ["paper"] if cell.folder.is_relative_to(PAPER.folder) else []
     rate = f"={lr:g}" if lr else ""
-    command = ["python -m experiments.run", artefact, *paper, f"{cell.name}{rate}", f"seeds={seed + 1}"]
+    home = cell.folder.name  # of a cell that several artefacts share, and its name there
+    command = ["python -m experiments.run", home, *paper, f"{cell.name}{rate}", f"seeds={seed + 1}"]
     result = {
-        "artefact": artefact,
+        "artefact": home,
         "cell": cell.name,
         "command": " ".join(command),
         "config": dataclasses.asdict(dataclasses.replace(config, out="")),

@@ -71,8 +71,9 @@ PAPER = {
     ("xsum", "prefix"): {"lr": 5e-5, "epochs": 30, "batch_size": 14, "prefix_len": 100, "mlp_hidden": 800},
 }
 
-# The bundled models are fifty times smaller and learn at larger rates: those of E2E's grids in experiments/ (an
-# adapter's falls with its width). 800 steps are a third of an epoch of E2E, and minutes on two cores.
+# The bundled models are fifty times smaller and learn at larger rates: of E2E's grids in experiments/, or
+# near them (an adapter's falls with its width). 800 steps are a third of an epoch of E2E, and minutes on two
+# cores.
 MINI = {name: {"epochs": 5, "max_steps": 800, "batch_size": 16} for name in ("e2e", "webnlg", "dart")}
 MINI |= {
     "xsum": XSUM | {"max_steps": 300, "batch_size": 16, "max_source": 128},
