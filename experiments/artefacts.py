@@ -234,8 +234,8 @@ def make_table5(scale: Scale) -> list[Cell]:
     ]
     # A direct prefix starts as the words themselves, and a step of 1e-9 leaves it there.
     words = ["mlp_hidden=0", "init=Write a sentence about this restaurant:", "prefix_len=10", "max_steps=1"]
-    discrete = make_cell(scale, "table5", "discrete-10", "e2e", "prefix", words, meteor=True)
-    return [replace(discrete, rates=(1e-9,), runs=1), *trained]
+    discrete = make_cell(scale, "table5", "discrete-10", "e2e", "prefix", words, **options)
+    return [replace(discrete, rates=(1e-9,)), *trained]
 
 
 def make_fig3(scale: Scale) -> list[Cell]:
@@ -296,10 +296,13 @@ MAKERS |= {"fig6": make_fig6, "costs": make_costs}
 
 
 def read_runs(cell: Cell) -> dict[tuple[float, int], dict]:
-    """What there is of a cell: {(learning rate, seed): content of its JSON file}."""
+    """What there is of a cell at its learning rates: {(rate, seed): content of its JSON file}."""
     pattern = re.compile(rf"{re.escape(cell.name)}-(\d[\d.]*(?:e-?\d+)?)-(\d+)\.json")
     found = [(pattern.fullmatch(path.name), path) for path in sorted(cell.folder.glob("*.json"))]
-    return {(float(m[1]), int(m[2])): json.loads(path.read_text()) for m, path in found if m}
+    runs = {(float(m[1]), int(m[2])): path for m, path in found if m}
+    return {
+        key: json.loads(path.read_text()) for key, path in runs.items() if key[0] in (cell.rates or (0.0,))
+    }
 
 
 def choose_runs(runs: dict[tuple[float, int], dict]) -> list[dict]:

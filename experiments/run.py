@@ -110,7 +110,7 @@ def list_open(cells: dict[str, Cell], seeds: int) -> list[tuple[Cell, float, int
     """(cell, learning rate, seed) without a result: first seed 0 of all, then what dev chose."""
     first, further = [], []
     for cell in cells.values():
-        runs = {key: run for key, run in read_runs(cell).items() if key[0] in (cell.rates or (0.0,))}
+        runs = read_runs(cell)
         missing = [(cell, lr, 0) for lr in cell.rates or (0.0,) if (lr, 0) not in runs]
         first += missing
         if not missing:

@@ -167,9 +167,26 @@ def test_cells_of_equal_settings_share_their_results():
 def test_names_that_begin_alike_are_kept_apart(tmp_path):
     for name in ("prefix-1-0.002-0", "prefix-10-0.002-0", "prefix-1-5e-05-1", "prefix-0.1-0"):
         (tmp_path / f"{name}.json").write_text(json.dumps({"name": name}))
-    cell = Cell("prefix-1", (), (0.002,), tmp_path)
+    cell = Cell("prefix-1", (), (0.002, 5e-5), tmp_path)
     assert set(read_runs(cell)) == {(0.002, 0), (5e-05, 1)}
-    assert set(read_runs(dataclasses.replace(cell, name="prefix"))) == {(0.1, 0)}
+    assert set(read_runs(dataclasses.replace(cell, name="prefix", rates=(0.1,)))) == {(0.1, 0)}
+
+
+def test_a_rate_that_the_grid_has_no_more_does_not_count(tmp_path):
+    (tmp_path / "prefix-0.004-0.json").write_text("{}")
+    assert not read_runs(Cell("prefix", (), (0.002,), tmp_path))
+
+
+def test_committed_results_are_of_the_settings_that_the_cells_have():
+    """Or a change of the settings would go unseen, for a cell that has its file is not run again."""
+    for artefact, cells in make_artefacts(MINI).items():
+        for cell in cells.values() if artefact != "e2e" else ():  # those are of before there was a grid
+            for (lr, seed), result in read_runs(cell).items():
+                config = parse_config(cell.arguments(lr, seed))
+                assert result["config"] == dataclasses.asdict(config) | {"out": ""}, (
+                    artefact,
+                    cell.path(lr, seed),
+                )
 
 
 def make_result(cell: Cell, lr: float, seed: int, **test: float) -> None:
@@ -203,9 +220,11 @@ def test_the_report_draws_what_there_is_and_judges_it(tmp_path):
         make_result(artefacts["table2"]["e2e-prefix"], 0.002, seed, BLEU=score)
         make_result(artefacts["table2"]["e2e-full"], 0.001, seed, BLEU=score + 1)
     make_result(artefacts["table2"]["e2e-prefix"], 0.001, 0, BLEU=20.0)
-    for n, prefix, full in ((50, 30, 20), (100, 30, 31)):
-        make_result(artefacts["fig3"][f"prefix-{n}"], 0.002, 0, BLEU=float(prefix))
-        make_result(artefacts["fig3"][f"full-{n}"], 0.001, 0, BLEU=float(full))
+    for seed in range(6):  # three subsets
+        for n, prefix, full in ((50, 30, 20), (100, 30, 31)):
+            make_result(artefacts["fig3"][f"prefix-{n}"], 0.002, seed, BLEU=prefix + float(seed % 2))
+            rate = artefacts["fig3"][f"full-{n}"].rates[0]
+            make_result(artefacts["fig3"][f"full-{n}"], rate, seed, BLEU=float(full))
     make_result(artefacts["table5"]["infix-10"], 0.002, 0, BLEU=60.0)
     interval = {"ROUGE-L low": 9.0, "ROUGE-L high": 11.0}
     make_result(artefacts["table3"]["prefix-large"], 0.002, 0, **{"ROUGE-L": 10.0} | interval)
@@ -218,9 +237,11 @@ def test_the_report_draws_what_there_is_and_judges_it(tmp_path):
     def verdict(start: str) -> str:
         return next(line for claim, line in rows.items() if claim.startswith(start)).split("**")[-2]
 
-    assert verdict("With all of the data, prefix-tuning") == "holds (1 of 4 tested)"  # -1 is above -1.5
-    assert verdict("With few examples it is") == "holds partly (2 of 4 tested)"
-    assert verdict("A prefix is better than an infix") == "does not hold here (1 of 3 tested)"
+    assert verdict("With all of the data, prefix-tuning") == "holds (1 of 4 run)"  # -1 is above -1.5
+    assert "E2E, equal steps: -1.0 (+1.5), won" in text
+    assert verdict("With few examples it is") == "holds partly (2 of 5 run)"
+    assert "n = 50: +10.5, won" in text and "n = 100: -0.5, lost" in text, "means of three subsets"
+    assert verdict("A prefix is better than an infix") == "undecided (1 of 3 run)", "one seed is too few"
     assert verdict("On summaries") == "not tested here", "8 records are too few"
     assert verdict("It costs less") == "holds partly"  # numbers and speed, not memory
     assert rows["e2e-prefix"].split(" | ")[1:4] == ["0.002", "3", "51.00 ± 1.00 (70.3)"]
@@ -248,24 +269,26 @@ def test_the_committed_cells_are_still_drawn(tmp_path):
     ("differences", "verdict"),
     [
         ([2.0, 3.0], "holds"),
-        ([2.0, 1.0], "holds partly"),
-        ([1.0, -4.0], "does not hold here"),
+        ([2.0, 1.4], "holds partly"),
+        ([2.0, 0.0], "holds partly"),
+        ([1.4, -4.0], "does not hold here"),
+        ([1.4, 1.1], "undecided"),
         ([None, None], "not tested here"),
-        ([None, 2.0], "holds (1 of 2 tested)"),
+        ([None, 2.0], "holds (1 of 2 run)"),
     ],
 )
 def test_verdicts(differences, verdict):
     pytest.importorskip("matplotlib", reason="matplotlib is in the extra experiments")
     from experiments import report
 
-    assert report.judge([report.Comparison("", ours, 1.5) for ours in differences]) == verdict
+    assert report.judge([report.Comparison("", ours, 0.5, 1.0) for ours in differences]) == verdict
+    assert report.Comparison("", 100.0, None, 1.0).judge() == "open", "one run has no interval"
 
 
-def test_two_standard_errors_are_needed_with_three_seeds():
+def test_the_interval_is_students():
     pytest.importorskip("matplotlib", reason="matplotlib is in the extra experiments")
     from experiments import report
 
-    assert report.find_noise([1.0, 2.0], [1.0]) == report.TIE
-    assert report.find_noise([1.0, 1.0, 1.0], [1.0, 1.0, 1.0]) == 1.0
-    # variances 9 and 9 over three seeds each: 2 sqrt(3 + 3)
-    assert report.find_noise([0.0, 3.0, 6.0], [0.0, 3.0, 6.0]) == pytest.approx(2 * 6**0.5)
+    assert report.find_half([1.0, 2.0]) is None
+    assert report.find_half([1.0, 2.0, 3.0]) == pytest.approx(4.30 / 3**0.5)  # scipy: t.ppf(0.975, 2) = 4.303
+    assert report.find_half([1.0, 1.0, 1.0, 1.0]) == 0
