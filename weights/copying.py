@@ -6,6 +6,7 @@ many stand in the record; of those in the records, how many the outputs mention.
 """
 
 import random
+import re
 import sys
 from pathlib import Path
 
@@ -41,14 +42,19 @@ def find_names(text: str) -> set[str]:
     return {fact.group().rstrip(".,:") for fact in facts if fact.lastgroup in ("name", "number")}
 
 
+def holds(text: str, name: str) -> bool:
+    """Whether it is there as whole words: 18 is not in 1843."""
+    return re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text) is not None
+
+
 def main(checkpoint: str, folder: str, count: str = "500", prefix: str = "") -> None:
     lm, tokenizer = load_lm(checkpoint)
     saved = load_prefix(prefix) if prefix else None
     sources = make_sources(folder, int(count))
     texts = generate_texts(lm, tokenizer, [x for x, _ in sources], saved, {"beams": 1, "max_new_tokens": 60})
     written = [find_names(text) for text in texts]
-    copied = sum(name in source for names, (source, _) in zip(written, sources) for name in names)
-    mentioned = sum(name in text for text, (_, names) in zip(texts, sources) for name in names)
+    copied = sum(holds(source, name) for names, (source, _) in zip(written, sources) for name in names)
+    mentioned = sum(holds(text, name) for text, (_, names) in zip(texts, sources) for name in names)
     total, given = sum(map(len, written)), sum(len(names) for _, names in sources)
     print(f"{checkpoint}: {len(sources)} records; {total} names and numbers in the outputs, {copied} copied;")
     print(f"{given} names and numbers in the records, {mentioned} mentioned")

@@ -2,7 +2,8 @@
 
 The folder `work` receives the BPE, the token files, state.pt and log.jsonl; the finished checkpoint goes to
 `out`, in Hugging Face layout. Started again with the same `work`, a run goes on from its last save. What a
-step reads and its learning rate are functions of the step and of `tokens`, never of the clock.
+step reads and its learning rate are functions of the step and of `tokens`. With `minutes`, the clock says
+what `tokens` is: once, after five steps.
 """
 
 import dataclasses
@@ -58,10 +59,10 @@ class Config:
     n_layer: int = 6  # for bart: in the encoder, and as many in the decoder
     n_head: int = 4
     batch: int = 4096  # tokens a step
-    warm: float = 0.0  # this share of the tokens is read in sequences of an eighth of the positions,
-    short: float = (
-        0.75  # then up to this share in sequences of half of them: attention is learnt faster there
-    )
+    # The share `warm` of the tokens is read in sequences of an eighth of the positions, then up to the share
+    # `short` in sequences of half of them: attention is learnt faster there.
+    warm: float = 0.0
+    short: float = 0.75
     lr_matrix: float = 3e-3  # Muon: the matrices of the blocks
     lr_rest: float = 2e-3  # AdamW: embeddings and vectors
     warmup: int = 100  # steps, at most a tenth of the run
