@@ -235,10 +235,10 @@ def list_claims(results: Results) -> list[tuple[str, str, list[Comparison]]]:
             "It is better than an adapter of its size",
             "Table 2",
             [
-                better("E2E, |P| = 2 (0.1%)", "BLEU", "fig4/prefix-2", "table2/e2e-adapter-0.1", 4.0),
-                better("E2E, |P| = 10 (0.4%)", "BLEU", "table2/e2e-prefix", "table2/e2e-adapter-0.1"),
-                better("WebNLG, 0.4%", "BLEU", "table2/webnlg-prefix", "table2/webnlg-adapter-0.1", 4.8),
-                better("DART, 0.4%", "BLEU", "table2/dart-prefix", "table2/dart-adapter-0.1", 4.0),
+                better("E2E, length 2 (0.1%)", "BLEU", "fig4/prefix-2", "table2/e2e-adapter-0.1", 4.0),
+                better("E2E, length 10 (0.4%)", "BLEU", "table2/e2e-prefix", "table2/e2e-adapter-0.1"),
+                better("WebNLG, length 10", "BLEU", "table2/webnlg-prefix", "table2/webnlg-adapter-0.1", 4.8),
+                better("DART, length 10", "BLEU", "table2/dart-prefix", "table2/dart-adapter-0.1", 4.0),
             ],
         ),
         (
@@ -542,7 +542,7 @@ def draw_claims(results: Results, folder: Path) -> None:
             axes.plot(c.paper, -i, "o", markerfacecolor="none", markeredgecolor="#56565a")
     axes.axvline(0, color="#cccccc", linewidth=1, zorder=0)
     axes.set_yticks([-i for i in range(len(rows))], [label for label, _ in rows], fontsize=7)
-    axes.set_xlabel("points; dot: won, cross: lost, square: open; bar: what is needed; hollow: the paper's")
+    axes.set_xlabel("points; dot: won, cross: lost, square: open\nbar: what is needed, hollow: the paper's")
     save(figure, folder / "claims.svg")
 
 
