@@ -379,7 +379,7 @@ WHY = {
         f"{WEAK}; with 10% (200 pairs) the prefix is ahead by dev loss (2.12 against 2.21 nats), for full "
         "fine-tuning overfits, but not by BLEU"
     ),
-    "It costs less": "in memory less than in the paper: the activations outweigh AdamW's state at this size",
+    "It costs less": "memory is of the whole process, of which libraries and activations are most",
 }
 FEW = (50, 100, 200, 500)
 PERCENT = (10, 20, 40, 60, 80)
