@@ -241,7 +241,8 @@ def test_the_report_draws_what_there_is_and_judges_it(tmp_path):
     assert "E2E, equal steps: -1.0 (+1.5), won" in text
     assert verdict("With few examples it is") == "holds partly (2 of 5 run)"
     assert "n = 50: +10.5, won" in text and "n = 100: -0.5, lost" in text, "means of three subsets"
-    assert verdict("A prefix is better than an infix") == "undecided (1 of 3 run)", "one seed is too few"
+    assert verdict("A prefix is better than an infix") == "undecided (2 of 6 run)", "one seed is too few"
+    assert "length 10: -10.0 (+3.1), open" in text and "0.00 nats, open" in text
     assert verdict("On summaries") == "not tested here", "8 records are too few"
     assert verdict("It costs less") == "holds partly"  # numbers and speed, not memory
     assert rows["e2e-prefix"].split(" | ")[1:4] == ["0.002", "3", "51.00 ± 1.00 (70.3)"]
