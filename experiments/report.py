@@ -95,13 +95,14 @@ T95 = {3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57}
 RULES = f"""A comparison is the mean of the differences between two cells, seed by seed, with its 95%
 interval (Student's t). Where seeds share a random subset of the training pairs, what counts is the mean
 of a subset; the same words as a start, or sizes, are averaged before. "Better" is won if the whole
-interval lies above 1 point of BLEU or ROUGE-L or, where nats are given, above 0.02 nats of dev loss
-(less is better, so its sign is turned); "as good" if it lies above -1.5 points or -0.02 nats; "does not
-matter" if it lies within 1.5 points or 0.02 nats of zero (drawn as minus the distance); lost if the
-whole interval lies on the other side; open otherwise, and open with fewer than three seeds or {FEWEST}
-test records. A claim holds if all its comparisons are won, holds partly if some are, does not hold here
-if none is and one is lost, and is undecided otherwise. Costs are ratios: won above the figure given,
-which leaves room for the noise of one short run."""
+interval lies above {MARGIN["points"]:g} point of BLEU or ROUGE-L or, where nats are given, above
+{MARGIN["nats"]} nats of dev loss (less is better, so its sign is turned); "as good" if it lies above
+-{TIE["points"]} points or -{TIE["nats"]} nats; "does not matter" if it lies within {TIE["points"]}
+points or {TIE["nats"]} nats of zero (drawn as minus the distance); lost if the whole interval lies on
+the other side; open otherwise, and open with fewer than three seeds or {FEWEST} test records. A claim
+holds if all its comparisons are won, holds partly if some are, does not hold here if none is and one is
+lost, and is undecided otherwise. Costs are ratios: won above the figure given, which leaves room for
+the noise of one short run."""
 BRACKETS = f"""Ours ± the standard deviation over seeds, [the 95% interval over the records of seed 0],
 (the paper's figure, ACL 2021: GPT-2 medium or BART large, all data, full test sets; its prefix on E2E
 has |P| = 5). METEOR is of seed 0 alone. The dev loss is in nats a token. {LENGTH} is the length of the
@@ -144,15 +145,23 @@ class Comparison:
 
 
 class Results:
-    """The runs of every cell at the learning rate that the dev loss chose."""
+    """The runs of every cell: all that were tried, and those at the learning rate that the dev loss chose."""
 
     def __init__(self, scale: Scale):
         self.artefacts = make_artefacts(scale)
-        self.runs = {
-            (artefact, name): choose_runs(read_runs(cell))[: cell.runs]
+        self.tried = {
+            (artefact, name): read_runs(cell)
             for artefact, cells in self.artefacts.items()
             for name, cell in cells.items()
         }
+        self.runs = {
+            (artefact, name): choose_runs(runs)[: self.artefacts[artefact][name].runs]
+            for (artefact, name), runs in self.tried.items()
+        }
+
+    def list_rates(self, artefact: str, name: str) -> dict[float, dict]:
+        """{learning rate: the run with seed 0}, from the smallest on."""
+        return {lr: run for (lr, seed), run in sorted(self.tried[artefact, name].items()) if seed == 0}
 
     def has(self, artefact: str) -> bool:
         return any(self.runs[artefact, name] for name in self.artefacts[artefact])
@@ -218,6 +227,10 @@ def list_claims(results: Results) -> list[tuple[str, str, list[Comparison]]]:
     def better(label, metric, good, bad, paper=None, kind="better"):
         return compare(results, label, metric, good, bad, paper, kind)
 
+    def in_both(label, good, bad, paper=None, kind="better"):
+        """By BLEU, and by the dev loss, which is less noisy."""
+        return [better(label, "BLEU", good, bad, paper, kind), better(label, LOSS, good, bad, None, kind)]
+
     words = [name.strip(":") for name in INITS if name != "random"]
 
     def join(data: str, names: Iterable[str]) -> str:
@@ -273,24 +286,19 @@ def list_claims(results: Results) -> list[tuple[str, str, list[Comparison]]]:
             "Embedding-only is less expressive than a prefix, and words less than that",
             "Table 5",
             [
-                better("prefix - embedding, 1", "BLEU", "table5/prefix-1", "table5/embedding-1", 22.2),
-                better("prefix - embedding, 10", "BLEU", "table5/prefix-10", "table5/embedding-10", 8.1),
-                better("prefix - embedding, 20", "BLEU", "table5/prefix-20", "table5/embedding-20", 8.4),
-                better("embedding - words, 10", "BLEU", "table5/embedding-10", "table5/discrete-10"),
-                *(
-                    better(f"prefix - embedding, {n}", LOSS, f"table5/prefix-{n}", f"table5/embedding-{n}")
-                    for n in (1, 10, 20)
-                ),
-                better("embedding - words, 10", LOSS, "table5/embedding-10", "table5/discrete-10"),
+                *in_both("prefix - embedding, 1", "table5/prefix-1", "table5/embedding-1", 22.2),
+                *in_both("prefix - embedding, 10", "table5/prefix-10", "table5/embedding-10", 8.1),
+                *in_both("prefix - embedding, 20", "table5/prefix-20", "table5/embedding-20", 8.4),
+                *in_both("embedding - words, 10", "table5/embedding-10", "table5/discrete-10"),
             ],
         ),
         (
             "A prefix is better than an infix",
             "Table 5",
             [
-                better(f"length {n}", metric, f"table5/prefix-{n}", f"table5/infix-{n}", paper)
-                for metric, published in (("BLEU", (2.4, 3.1, 3.6)), (LOSS, (None,) * 3))
-                for n, paper in zip((1, 10, 20), published)
+                *in_both("length 1", "table5/prefix-1", "table5/infix-1", 2.4),
+                *in_both("length 10", "table5/prefix-10", "table5/infix-10", 3.1),
+                *in_both("length 20", "table5/prefix-20", "table5/infix-20", 3.6),
             ],
         ),
         (
@@ -305,30 +313,23 @@ def list_claims(results: Results) -> list[tuple[str, str, list[Comparison]]]:
             "A longer prefix helps up to 10, and then no more",
             "Fig. 4",
             [
-                better("10 - 1", "BLEU", "fig4/prefix-10", "fig4/prefix-1"),
-                better("10 - 40", "BLEU", "fig4/prefix-10", "fig4/prefix-40", None, "as good"),
-                better("10 - 1", LOSS, "fig4/prefix-10", "fig4/prefix-1"),
+                *in_both("10 - 1", "fig4/prefix-10", "fig4/prefix-1"),
                 better("10 - 2", LOSS, "fig4/prefix-10", "fig4/prefix-2"),
-                better("10 - 40", LOSS, "fig4/prefix-10", "fig4/prefix-40", None, "as good"),
+                *in_both("10 - 40", "fig4/prefix-10", "fig4/prefix-40", None, "as good"),
             ],
         ),
         (
             "With few examples, words are a better start than random numbers, and task words the best",
             "Fig. 5",
             [
-                better("words - random, n = 100", "BLEU", join("100", words), join("100", ["random"]), 10.0),
-                better("task - unrelated, n = 100", "BLEU", join("100", words[:2]), join("100", words[2:])),
-                better("words - random, n = 100", LOSS, join("100", words), join("100", ["random"])),
-                better("task - unrelated, n = 100", LOSS, join("100", words[:2]), join("100", words[2:])),
+                *in_both("words - random, n = 100", join("100", words), join("100", ["random"]), 10.0),
+                *in_both("task - unrelated, n = 100", join("100", words[:2]), join("100", words[2:])),
             ],
         ),
         (
             "With all of the data, the start does not matter",
             "Sec. 7.4",
-            [
-                better("words - random", metric, join("all", words), join("all", ["random"]), None, "equal")
-                for metric in ("BLEU", LOSS)
-            ],
+            in_both("words - random", join("all", words), join("all", ["random"]), None, "equal"),
         ),
         (
             "It is better than full fine-tuning from 20% of the data on",
@@ -470,7 +471,7 @@ def write_grid(results: Results) -> list[str]:
     seen: set[tuple[Path, str]] = set()
     for artefact, cells in results.artefacts.items():
         for name, cell in cells.items():
-            runs = {lr: run for (lr, seed), run in sorted(read_runs(cell).items()) if seed == 0}
+            runs = results.list_rates(artefact, name)
             if len(runs) > 1 and (cell.folder, cell.name) not in seen:
                 seen.add((cell.folder, cell.name))
                 best = results.runs[artefact, name][0]["config"]["lr"]
@@ -500,8 +501,8 @@ def draw_curves(axes, results: Results, artefact: str, metric: str, cells: dict[
 def draw_e2e(results: Results, folder: Path) -> None:
     """The loss curve of each method at its chosen learning rate, and dev BLEU against the learning rate."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
-    for method, cell in results.artefacts["e2e"].items():
-        runs = {lr: run for (lr, seed), run in sorted(read_runs(cell).items()) if seed == 0}
+    for method in results.artefacts["e2e"]:
+        runs = results.list_rates("e2e", method)
         if runs and method in STYLES:
             colour, style, _ = STYLES[method]
             best = results.runs["e2e", method][0]

@@ -46,10 +46,9 @@ class Config:
     work: str = "pretrain"
     out: str = "pretrain/lm"
     model: str = "gpt2"  # gpt2 predicts the next token; bart rebuilds damaged text (denoising.py)
-    init: str = (
-        ""  # a folder to start from, with its BPE (a BART can begin with a GPT-2, too: transplant.py);
-    )
-    # empty: random weights and an own BPE
+    # A folder to start from, with its BPE; empty: random weights and an own BPE. A BART can begin with a
+    # GPT-2, too (transplant.py).
+    init: str = ""
     tests: str = ""  # folder of .txt files with test texts: documents that overlap with them are left out
     tokens: int = 40_000_000  # of the whole run; a smaller number on resuming pulls the decay forward
     minutes: float = 0  # time limit for everything; when given, `tokens` is what fits
