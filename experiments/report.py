@@ -399,7 +399,7 @@ def judge(comparisons: list[Comparison]) -> str:
     return text if len(found) == len(comparisons) else f"{text} ({len(found)} of {len(comparisons)} run)"
 
 
-def write_claims(results: Results) -> list[str]:
+def write_claims(results: Results, reasons: dict[str, str]) -> list[str]:
     lines = [
         "| claim | in the paper | ours ± 95% interval (the paper's) | verdict | why, we think |",
         "|---|---|---|---|---|",
@@ -407,7 +407,7 @@ def write_claims(results: Results) -> list[str]:
     for claim, source, comparisons in list_claims(results):
         parts = [format_comparison(comparison) for comparison in comparisons]
         tested = any(comparison.ours is not None for comparison in comparisons)
-        why = [text for start, text in WHY.items() if tested and claim.startswith(start)]
+        why = [text for start, text in reasons.items() if tested and claim.startswith(start)]
         lines.append(
             f"| {claim} | {source} | {'<br>'.join(parts)} | **{judge(comparisons)}** | {''.join(why)} |"
         )
@@ -651,7 +651,7 @@ def describe_runs(results: Results, artefact: str) -> str:
 
 def write_report(scale: Scale) -> Path:
     """Draws the pictures, writes REPORT.md beside them and returns its path."""
-    results = Results(scale)
+    results, small = Results(scale), scale.sets is MINI.sets  # our remarks are on the bundled models
     done = [artefact for artefact in results.artefacts if results.has(artefact)]
     for artefact in done:
         if artefact in DRAW:
@@ -659,16 +659,25 @@ def write_report(scale: Scale) -> Path:
     draw_claims(results, scale.folder)
     lines = ["# The paper's tables and figures, here", ""]
     lines += ["Written by `python -m experiments.report` from the JSON files in this folder.", ""]
-    lines += ["## Verdicts", "", RULES, "", "![comparisons](claims.svg)", "", *write_claims(results), ""]
+    lines += [
+        "## Verdicts",
+        "",
+        RULES,
+        "",
+        "![comparisons](claims.svg)",
+        "",
+        *write_claims(results, WHY if small else {}),
+        "",
+    ]
     lines += ["## Tables and figures", ""]
     lines += [BRACKETS, ""]
     for artefact in done:
         lines += [f"### {TITLES[artefact]}", "", describe_runs(results, artefact), ""]
-        lines += [NOTES[artefact], ""] if artefact in NOTES and scale is not PAPER else []
+        lines += [NOTES[artefact], ""] if small and artefact in NOTES else []
         lines += [*write_artefact(results, artefact), ""]
     missing = [TITLES[artefact] for artefact in results.artefacts if artefact not in done]
     lines += ["## Not run", "", *([f"- {title}" for title in missing] or ["Nothing is missing."]), ""]
-    lines += ["## Learning rates", "", *([] if scale is PAPER else [GRID_NOTE, ""]), *write_grid(results)]
+    lines += ["## Learning rates", "", *([GRID_NOTE, ""] if small else []), *write_grid(results)]
     path = scale.folder / "REPORT.md"
     write_atomically(path, lambda part: part.write_text("\n".join(lines) + "\n", encoding="utf-8"))
     return path

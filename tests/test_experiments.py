@@ -257,6 +257,19 @@ def test_the_report_draws_what_there_is_and_judges_it(tmp_path):
     assert (tmp_path / "claims.svg").read_bytes() == before, "the same results are the same picture"
 
 
+def test_remarks_on_the_bundled_models_are_not_made_on_the_papers(tmp_path):
+    pytest.importorskip("matplotlib", reason="matplotlib is in the extra experiments")
+    from experiments import report
+
+    for scale, remarked in ((MINI, True), (PAPER, False)):
+        scale = dataclasses.replace(scale, folder=tmp_path / str(remarked))
+        cells = make_artefacts(scale)["table2"]
+        for name in ("e2e-prefix", "e2e-full"):
+            make_result(cells[name], cells[name].rates[0], 0, BLEU=60.0)
+        text = report.write_report(scale).read_text()
+        assert (report.WEAK in text) == (report.GRID_NOTE in text) == remarked
+
+
 def test_the_committed_cells_are_still_drawn(tmp_path):
     pytest.importorskip("matplotlib", reason="matplotlib is in the extra experiments")
     from experiments import report
