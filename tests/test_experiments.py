@@ -267,7 +267,7 @@ def test_remarks_on_the_bundled_models_are_not_made_on_the_papers(tmp_path):
         for name in ("e2e-prefix", "e2e-full"):
             make_result(cells[name], cells[name].rates[0], 0, BLEU=60.0)
         text = report.write_report(scale).read_text()
-        assert (report.WEAK in text) == (report.GRID_NOTE in text) == remarked
+        assert (report.WEAK in text) == (report.GRID_NOTE in text) == (report.SHORT in text) == remarked
 
 
 def test_the_committed_cells_are_still_drawn(tmp_path):
@@ -306,3 +306,12 @@ def test_the_interval_is_students():
     assert report.find_half([1.0, 2.0]) is None
     assert report.find_half([1.0, 2.0, 3.0]) == pytest.approx(4.30 / 3**0.5)  # scipy: t.ppf(0.975, 2) = 4.303
     assert report.find_half([1.0, 1.0, 1.0, 1.0]) == 0
+
+
+def test_the_smoke_test_at_the_papers_scale_is_a_cell_of_table_2():
+    from experiments.paper_scale import SHAPE, run_smoke
+
+    found = run_smoke(SHAPE | {"n_positions": 512, "n_embd": 16, "n_layer": 2, "n_head": 2})
+    assert found["stored_numbers"] == 5 * 2 * 2 * 16
+    assert [found["config"][key] for key in ("lr", "prefix_len", "epochs", "beams")] == [5e-5, 5, 5, 5]
+    assert found["test"]["records"] == 2 and len(found["loss"]) == 1 and found["config"]["max_steps"] == 2
