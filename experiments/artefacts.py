@@ -187,7 +187,7 @@ def make_e2e(scale: Scale) -> list[Cell]:
         "full": (["method=full", "max_steps=400"], (5e-4, 1e-3)),
     }
     return [
-        Cell(name, (*base, *more), rates, scale.folder / "e2e", alphas=(1.0, 2.0, 4.0), dev=120)
+        Cell(name, (*base, *more), rates, scale.folder / "e2e", scale.runs, alphas=(1.0, 2.0, 4.0), dev=120)
         for name, (more, rates) in grid.items()
     ]
 
