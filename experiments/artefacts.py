@@ -50,15 +50,17 @@ class Scale:
     folder: Path
     sets: dict[str, list[str]]  # data set -> settings of all its cells
     low: list[str]  # on top of these, for 50 to 500 training pairs
-    # method or adapter -> learning rates, the best first; "low-": for few pairs, "xsum-": BART's
+    # method or adapter -> learning rates, the best first; "low-": for few pairs, "share-": for a share of
+    # them, "xsum-": BART's
     rates: dict[str, tuple[float, ...]]
-    tuned: tuple[str, ...]  # the cells that try all of these, the others take the first; none: every cell
+    tuned: tuple[str, ...]  # ARTEFACT or ARTEFACT/CELL that try all of these; the others take the first
     adapters: tuple[int, int]  # bottlenecks of 0.1% and 3% of the LM's numbers
+    few_slots: int  # |P| with which a prefix has the small adapter's size; 0: the data set's own
     lengths: tuple[int, ...]  # |P| of Fig. 4
-    summary_lengths: tuple[int, int]  # |P| small and large of Table 3
+    summary_lengths: tuple[int, ...]  # the same for summaries
+    summary_pair: tuple[int, int]  # |P| small and large of Table 3
     extrapolations: tuple[str, ...]  # the splits of Table 4
-    pool: int  # the training pairs that Fig. 6 takes fractions of
-    dev: int = 0
+    pool: int  # the training pairs that Fig. 6 takes shares of
     runs: int = 3  # seeds where the claim is a comparison
     timing: list[str] = field(default_factory=list)  # for the costs, where nothing need be learnt
 
@@ -69,9 +71,10 @@ TIMING = ["n_train=640", "max_steps=30", "eval_limit=4", "dev_limit=8"]
 
 # One core takes about 0.25 s for a step of 8 pairs. All methods get the same steps. Their learning rates are
 # a factor of about two apart, as many as it took for the dev loss to rise at both ends, on E2E with seed 0
-# (with few pairs: 100 of E2E); the best one is the first, and goes for their other cells as well. The length
-# penalty is the paper's. The bundled BART has read sequences of 62 to 254 tokens and copies from short ones
-# best, so articles are cut to their first 128 tokens, about five sentences; it has one rate a method.
+# (for few pairs, and shares of them: at each number); the best one is the first, and goes for other lengths,
+# starts and data sets as well. The length penalty is the paper's. The bundled BART has read sequences of 62
+# to 254 tokens and copies from short ones best, so articles are cut to their first 128 tokens, about five
+# sentences.
 SMALL = ["model=weights/gpt2-mini", "prefix_len=10", "batch_size=8", "epochs=1000", "max_steps=300"]
 SMALL_BART = ["model=weights/bart-mini", "max_source=128", "batch_size=16", "epochs=1000", "max_steps=300"]
 MINI = Scale(
@@ -91,20 +94,24 @@ MINI = Scale(
         "lora": (2e-2, 2e-3, 5e-3, 1e-2, 4e-2),
         "low-prefix": (2e-3, 1e-3, 4e-3),
         "low-full": (1.25e-4, 6e-5, 2.5e-4, 5e-4, 1e-3),
-        "xsum-prefix": (2e-3,),
-        "xsum-embedding": (1e-2,),
-        "xsum-full": (5e-4,),
+        "share-prefix": (2e-3, 1e-3, 3e-3),
+        "share-full": (1e-3, 5e-4, 2.5e-4, 1.25e-4),
+        "xsum-prefix": (2e-3, 1e-3, 4e-3),
+        "xsum-embedding": (1e-2, 5e-3, 2e-2),
+        "xsum-full": (5e-4, 2.5e-4, 1e-3),
     },
     tuned=(
-        *("e2e-prefix", "e2e-full", "e2e-top2", "e2e-adapter-0.1", "e2e-adapter-3", "e2e-lora"),
-        *("embedding-10", "infix-10", "prefix-100", "full-100"),
+        *("table2/e2e-prefix", "table2/e2e-full", "table2/e2e-top2", "table2/e2e-lora"),
+        *("table2/e2e-adapter-0.1", "table2/e2e-adapter-3", "table5/embedding-10", "table5/infix-10"),
+        *("table3/prefix-small", "table3/embedding", "table3/full", "fig3", "fig6"),
     ),
     adapters=(1, 66),
+    few_slots=2,
     lengths=(1, 2, 5, 10, 20, 40),
-    summary_lengths=(10, 60),
+    summary_lengths=(1, 10, 60),
+    summary_pair=(10, 60),
     extrapolations=("news-to-sports",),  # of the XSum part at hand, within-news has 3 test records
     pool=2000,
-    dev=60,
     timing=TIMING,
 )
 
@@ -113,7 +120,7 @@ MINI = Scale(
 MEDIUM = ["model=gpt2-medium", *TABLE_TO_TEXT]
 LARGE_BART = ["model=facebook/bart-large", "max_source=512", "batch_size=14", "epochs=30", "mlp_hidden=800"]
 NEAR = (5e-5, 8e-5, 2e-5)
-FEW_NUMBERS = ("embedding", "adapter-0.1", "adapter-3", "lora")
+FEW_NUMBERS = ("embedding", "xsum-embedding", "adapter-0.1", "adapter-3", "lora")
 PAPER = Scale(
     folder=RESULTS / "paper",
     sets={
@@ -124,10 +131,12 @@ PAPER = Scale(
     },
     low=["epochs=100"],
     rates=dict.fromkeys(MINI.rates, NEAR) | dict.fromkeys(FEW_NUMBERS, (2e-4, 1e-3, *NEAR)),
-    tuned=(),
+    tuned=("table2", "table3", "table4", "table5", "fig3", "fig4", "fig5", "fig6"),
     adapters=(6, 224),
+    few_slots=0,
     lengths=(1, 5, 10, 20, 40),
-    summary_lengths=(5, 100),  # 0.1% and 2% of BART-large
+    summary_lengths=(1, 10, 50, 100, 200, 300),
+    summary_pair=(5, 100),  # 0.1% and 2% of BART-large
     extrapolations=("news-to-sports", "within-news"),
     pool=42061,
     timing=TIMING,
@@ -156,20 +165,22 @@ def make_cell(
     settings = [f"dataset={dataset}", *scale.sets[family], f"method={method}", *more]
     kind = "xsum-" if family == "xsum" else "low-" if set(scale.low) <= set(more) else ""
     rates = scale.rates[kind + (grid or method)]
-    rates = rates if name in scale.tuned or not scale.tuned else rates[:1]
-    return Cell(name, tuple(settings), rates, scale.folder / home, dev=scale.dev, **options)
+    rates = rates if {home, f"{home}/{name}"} & set(scale.tuned) else rates[:1]
+    return Cell(name, tuple(settings), rates, scale.folder / home, **options)
 
 
-def list_methods(scale: Scale) -> list[tuple[str, str, list[str]]]:
-    """(name, method, settings) of the methods that Table 2 compares, and LoRA."""
+def list_methods(scale: Scale) -> list[tuple[str, str, list[str], str]]:
+    """(name, method, settings, grid) of what Table 2 compares, and LoRA and a prefix of few slots."""
     small, large = scale.adapters
+    few = [(f"prefix-{n}", "prefix", [f"prefix_len={n}"], "prefix") for n in (scale.few_slots,) if n]
     return [
-        ("prefix", "prefix", []),
-        ("full", "full", []),
-        ("top2", "top2", []),
-        ("adapter-0.1", "adapter", [f"bottleneck={small}"]),
-        ("adapter-3", "adapter", [f"bottleneck={large}"]),
-        ("lora", "lora", ["bottleneck=4"]),
+        ("prefix", "prefix", [], "prefix"),
+        ("full", "full", [], "full"),
+        ("top2", "top2", [], "top2"),
+        ("adapter-0.1", "adapter", [f"bottleneck={small}"], "adapter-0.1"),
+        ("adapter-3", "adapter", [f"bottleneck={large}"], "adapter-3"),
+        ("lora", "lora", ["bottleneck=4"], "lora"),
+        *few,
     ]
 
 
@@ -193,17 +204,16 @@ def make_e2e(scale: Scale) -> list[Cell]:
 
 
 def make_table2(scale: Scale) -> list[Cell]:
+    options = {"runs": scale.runs, "meteor": True}
     return [
-        make_cell(
-            scale, "table2", f"{dataset}-{name}", dataset, method, more, name, runs=scale.runs, meteor=True
-        )
+        make_cell(scale, "table2", f"{dataset}-{name}", dataset, method, more, grid, **options)
         for dataset in ("e2e", "webnlg", "dart")
-        for name, method, more in list_methods(scale)
+        for name, method, more, grid in list_methods(scale)
     ]
 
 
 def make_table3(scale: Scale) -> list[Cell]:
-    small, large = (f"prefix_len={length}" for length in scale.summary_lengths)
+    small, large = (f"prefix_len={length}" for length in scale.summary_pair)
     trained = [
         make_cell(scale, "table3", name, "xsum", method, more, runs=scale.runs)
         for name, method, more in (
@@ -217,12 +227,21 @@ def make_table3(scale: Scale) -> list[Cell]:
 
 
 def make_table4(scale: Scale) -> list[Cell]:
-    large = [f"prefix_len={scale.summary_lengths[1]}"]
+    large = [f"prefix_len={scale.summary_pair[1]}"]
     return [
         make_cell(scale, "table4", f"{part}-{method}", f"xsum-{part}", method, more, runs=scale.runs)
         for part in scale.extrapolations
         for method, more in (("prefix", large), ("full", []))
     ]
+
+
+# Words as a prefix, three tries at what one would write there; each is repeated, or cut, to ten slots.
+PROMPTS = {
+    "words-write": "Write a sentence about this restaurant:",
+    "words-describe": "Describe the restaurant:",
+    "words-is": "The restaurant is",
+}
+UNMOVED = 1e-9  # a learning rate
 
 
 def make_table5(scale: Scale) -> list[Cell]:
@@ -232,10 +251,14 @@ def make_table5(scale: Scale) -> list[Cell]:
         for method in ("embedding", "infix", "prefix")
         for length in (1, 10, 20)
     ]
-    # A direct prefix starts as the words themselves, and a step of 1e-9 leaves it there.
-    words = ["mlp_hidden=0", "init=Write a sentence about this restaurant:", "prefix_len=10", "max_steps=1"]
-    discrete = make_cell(scale, "table5", "discrete-10", "e2e", "prefix", words, **options)
-    return [replace(discrete, rates=(1e-9,)), *trained]
+    # Words that are not tuned, and the LM with nothing before x: a step of 1e-9 leaves them what they are.
+    still = ["max_steps=1", "prefix_len=10", "mlp_hidden=0"]
+    words = [
+        make_cell(scale, "table5", name, "e2e", "prefix", [*still, f"init={text}"], **options)
+        for name, text in PROMPTS.items()
+    ]
+    untuned = make_cell(scale, "table5", "untuned", "e2e", "full", still[:1], **options)
+    return [*(replace(cell, rates=(UNMOVED,)) for cell in (untuned, *words)), *trained]
 
 
 def make_fig3(scale: Scale) -> list[Cell]:
@@ -248,11 +271,13 @@ def make_fig3(scale: Scale) -> list[Cell]:
 
 
 def make_fig4(scale: Scale) -> list[Cell]:
+    curves = (("e2e", "prefix", scale.lengths), ("xsum", "xsum", scale.summary_lengths))
     return [
         make_cell(
-            scale, "fig4", f"prefix-{length}", "e2e", "prefix", [f"prefix_len={length}"], runs=scale.runs
+            scale, "fig4", f"{name}-{length}", dataset, "prefix", [f"prefix_len={length}"], runs=scale.runs
         )
-        for length in scale.lengths
+        for dataset, name, lengths in curves
+        for length in lengths
     ]
 
 
@@ -275,19 +300,18 @@ def make_fig5(scale: Scale) -> list[Cell]:
 def make_fig6(scale: Scale) -> list[Cell]:
     pairs = {percent: f"n_train={scale.pool * percent // 100}" for percent in (10, 20, 40, 60, 80)}
     return [
-        make_cell(scale, "fig6", f"{method}-{percent}", "e2e", method, [pairs[percent]], runs=scale.runs)
+        make_cell(scale, "fig6", f"{m}-{percent}", "e2e", m, [pairs[percent]], f"share-{m}", runs=scale.runs)
         for percent in pairs
-        for method in ("prefix", "full")
+        for m in ("prefix", "full")
     ]
 
 
 def make_costs(scale: Scale) -> list[Cell]:
-    methods = [*list_methods(scale), ("infix", "infix", []), ("embedding", "embedding", [])]
-    cells = [
-        make_cell(scale, "costs", name, "e2e", method, [*more, *scale.timing], name)
-        for name, method, more in methods
+    methods = [*list_methods(scale), *((name, name, [], name) for name in ("infix", "embedding"))]
+    return [
+        make_cell(scale, "costs", name, "e2e", method, [*more, *scale.timing], grid, runs=scale.runs)
+        for name, method, more, grid in methods
     ]
-    return [replace(cell, rates=cell.rates[:1], dev=4) for cell in cells]
 
 
 MAKERS = {"e2e": make_e2e, "table2": make_table2, "table3": make_table3, "table4": make_table4}

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 
 from experiments.artefacts import PAPER, RESULTS, make_artefacts, read_runs
-from experiments.run import REPOSITORY, run_cell
+from experiments.run import REPOSITORY, read_commit, run_cell
 from minprefix.gpt2 import GPT2, GPT2Config
 from minprefix.store import write_atomically
 
@@ -51,7 +51,7 @@ def run_smoke(shape: dict[str, int]) -> dict:
     with tempfile.TemporaryDirectory() as scratch, contextlib.chdir(scratch):
         save_model(Path(NAME), shape)
         cell = dataclasses.replace(cell, settings=(*cell.settings, *SMOKE), folder=Path(scratch))
-        run_cell(cell, cell.rates[0], seed=0)
+        run_cell(cell, cell.rates[0], 0, read_commit())
         (result,) = read_runs(cell).values()
     return result | {"artefact": "paper_scale", "command": "python -m experiments.paper_scale"}
 

@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import fcntl
 import json
+import math
 import re
 import statistics
 import subprocess
@@ -70,7 +71,7 @@ def parse(arguments: list[str]) -> tuple[str, dict[str, Cell], int]:
     for key, equals, value in (word.partition("=") for word in words):
         number = parse_number(key, value) if equals else 0
         if key == "seeds":
-            seeds = int(number)
+            seeds = math.ceil(number)
         elif key not in artefacts[name]:
             raise InputError(f"{name} has no cell '{key}': choose from {', '.join(artefacts[name])}")
         else:
@@ -92,14 +93,14 @@ def parse_number(key: str, value: str) -> float:
 
 def run_grid(artefact: str, cells: dict[str, Cell], seeds: int) -> None:
     """Runs what is neither finished nor being run by another process, until nothing is left to take."""
-    taken = True
+    commit, taken = read_commit(), True  # of the code that has been imported, whatever is checked out later
     while taken:
         taken = False
         for cell, lr, seed in list_open(cells, seeds):
             with claim(cell.path(lr, seed)) as mine:
                 if mine:
                     print(f"{artefact}: {cell.name}, lr {lr:g}, seed {seed}", flush=True)
-                    run_cell(cell, lr, seed)
+                    run_cell(cell, lr, seed, commit)
                     taken = True
                     break  # what is open may have changed: look again
     if count := len(list_open(cells, seeds)):
@@ -132,7 +133,7 @@ def claim(path: Path) -> Iterator[bool]:
             yield not path.exists()  # another process may just have finished it
 
 
-def run_cell(cell: Cell, lr: float, seed: int) -> None:
+def run_cell(cell: Cell, lr: float, seed: int, commit: str) -> None:
     """Trains, chooses the length penalty on dev, scores on test, and writes the JSON file."""
     path = cell.path(lr, seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -156,7 +157,7 @@ def run_cell(cell: Cell, lr: float, seed: int) -> None:
         "config": dataclasses.asdict(dataclasses.replace(config, out="")),
         "data": files.origin,
         "machine": f"{describe_machine()}, {device}",
-        "commit": read_commit(),
+        "commit": commit,
         "seconds": round(time.monotonic() - began),
         **found,
         "texts": [{"source": record.source, "text": text} for record, text in pick(described, 20)],
@@ -231,11 +232,9 @@ def describe(config: Config, lm, tokenizer, files: DataFiles, saved, split: str)
 
 def run_lead(cell: Cell, config: Config, files: DataFiles) -> dict:
     """The baseline without training: an article's first sentence is its summary."""
-    dev, test = (
-        [(record, first_sentence(record.source)) for record in pick(read_split(files, split), limit)]
-        for split, limit in (("dev", cell.dev), ("test", config.eval_limit))
-    )
-    return {"dev": measure_choice(files, dev), "test": measure(cell, config, test), "described": test}
+    records = pick(read_split(files, "test"), config.eval_limit)
+    described = [(record, first_sentence(record.source)) for record in records]
+    return {"dev": {}, "test": measure(cell, config, described), "described": described}
 
 
 def first_sentence(text: str) -> str:
