@@ -73,9 +73,10 @@ def run(config: Config, state: dict | None) -> None:
         if ranks.is_first():
             save_prefix(saved, out)
         with blame_memory(f"{out} is there for sample.py with fewer --beams"):
-            metrics, described = evaluate(config, lm, tokenizer, files, saved)
+            described = describe_split(config, lm, tokenizer, files, saved)
     if not ranks.is_first():
         return
+    metrics = score_texts(config.dataset, described)
     report(files, metrics, described)
     save_prefix(dataclasses.replace(saved, metrics=metrics), out)
     append_line(log_path(out), metrics | {"data": files.origin})
@@ -168,26 +169,24 @@ def measure_loss(config: Config, lm, theta, encoded: list) -> float:
     return summed.item() / sum(len(y) for _, y in encoded)
 
 
-def evaluate(config: Config, lm, tokenizer, files, saved, split: str = "test") -> tuple[dict, list]:
-    """Describes the records of a split by beam search -> the metrics, and each record with its text."""
+def describe_split(config: Config, lm, tokenizer, files, saved, split: str = "test") -> list:
+    """Each record of a split with the text that beam search finds for it."""
     records = pick(read_split(files, split), config.eval_limit)
     mine = ranks.share(records)
     options = {name: getattr(config, name) for name in DECODING}
-    prefix = saved if saved.sites else None
+    prefix = saved if saved.sites else None  # without sites, the LM itself has changed
     texts: list[str] = []
     with tqdm(total=len(mine), unit="record", desc=split, disable=None) as bar:
         for start in range(0, len(mine), 32):
             sources = [record.source for record in mine[start : start + 32]]
             texts += generate_texts(lm, tokenizer, sources, prefix, options)
             bar.update(len(sources))
-    texts = ranks.gather(texts)
-    if not ranks.is_first():
-        return {}, []
-    return score_texts(config.dataset, texts, records), list(zip(records, texts))
+    return list(zip(records, ranks.gather(texts)))
 
 
-def score_texts(dataset: str, texts: list[str], records: list) -> dict:
+def score_texts(dataset: str, described: list) -> dict:
     """What the data set's official script reports, for WebNLG also of seen and unseen categories."""
+    records, texts = map(list, zip(*described))
     is_webnlg = dataset == "webnlg"
     groups = ["unseen" if record.group in UNSEEN else "seen" for record in records] if is_webnlg else ()
     figures = score(find_task(dataset), texts, [record.references for record in records], groups)

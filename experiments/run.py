@@ -28,17 +28,17 @@ import torch
 from experiments.artefacts import MINI, PAPER, Cell, choose_runs, make_artefacts, merit, read_runs
 from experiments.machine import describe_machine, read_memory, reset_peak
 from experiments.score import score_records
-from minprefix.config import DECODING, Config, find_task, parse_config, restore_config
+from minprefix.config import Config, find_task, parse_config, restore_config
 from minprefix.data import DataFiles, find_files, pick, read_split
 from minprefix.errors import InputError
 from minprefix.hub import load_lm
 from minprefix.methods import collapse
 from minprefix.metrics import bleu, rouge
 from minprefix.store import save_prefix, write_atomically
-from minprefix.texts import generate_texts
 from train import (
     check_origin,
     describe_origin,
+    describe_split,
     load_state,
     log_path,
     score_texts,
@@ -204,11 +204,11 @@ def choose_and_score(cell: Cell, config: Config, lm, tokenizer, files: DataFiles
     dev = {}
     for alpha in cell.alphas or (config.length_penalty,):
         choice = dataclasses.replace(config, length_penalty=alpha, eval_limit=cell.dev)
-        described = describe(choice, lm, tokenizer, files, saved, "dev") if len(cell.alphas) > 1 else []
+        described = describe_split(choice, lm, tokenizer, files, saved, "dev") if len(cell.alphas) > 1 else []
         dev[alpha] = measure_choice(files, described) if described else {}
     best = max(dev, key=lambda alpha: merit(dev[alpha]))
     choice = dataclasses.replace(config, length_penalty=best)
-    described = describe(choice, lm, tokenizer, files, saved, "test")
+    described = describe_split(choice, lm, tokenizer, files, saved)
     return {
         "length_penalty": best,
         "dev_by_length_penalty": {f"{alpha:g}": metrics for alpha, metrics in dev.items()},
@@ -216,18 +216,6 @@ def choose_and_score(cell: Cell, config: Config, lm, tokenizer, files: DataFiles
         "test": measure(cell, config, described),
         "described": described,
     }
-
-
-def describe(config: Config, lm, tokenizer, files: DataFiles, saved, split: str) -> list:
-    """Each record of a split with the text that beam search finds for it."""
-    records = pick(read_split(files, split), config.eval_limit)
-    options = {name: getattr(config, name) for name in DECODING}
-    prefix = saved if saved.sites else None  # without sites, the LM itself has changed
-    texts: list[str] = []
-    for start in range(0, len(records), 32):
-        sources = [record.source for record in records[start : start + 32]]
-        texts += generate_texts(lm, tokenizer, sources, prefix, options)
-    return list(zip(records, texts))
 
 
 def run_lead(cell: Cell, config: Config, files: DataFiles) -> dict:
@@ -244,10 +232,10 @@ def first_sentence(text: str) -> str:
 
 def measure(cell: Cell, config: Config, described: list) -> dict:
     """The test metrics; METEOR, which takes 20 seconds, is spared the further seeds."""
+    if not cell.meteor or config.seed > 0:
+        return score_texts(config.dataset, described)
     records, texts = map(list, zip(*described))
-    if cell.meteor and config.seed == 0:
-        return score_records(config.dataset, texts, records) | {"records": len(records)}
-    return score_texts(config.dataset, texts, records)
+    return score_records(config.dataset, texts, records) | {"records": len(records)}
 
 
 def measure_choice(files: DataFiles, described: list) -> dict:

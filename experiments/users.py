@@ -34,7 +34,7 @@ from minprefix.hub import load_lm
 from minprefix.prefix import SavedPrefix, read_activations
 from minprefix.store import load_prefix, save_prefix
 from minprefix.texts import encode_source, encode_target
-from train import evaluate
+from train import describe_split, score_texts
 
 RESULTS = Path(__file__).parent / "results" / "users"
 BUNDLED = "weights/gpt2-mini"
@@ -216,10 +216,11 @@ def measure_half(path: str, records: int) -> dict:
     result["logits"] = compare_logits(lm, tokenizer, pick(pairs(read_split(files, "dev")), 100), whole, half)
     if records:
         config = dataclasses.replace(config, eval_limit=records)
-        (metrics, texts), (halved, others) = (
-            evaluate(config, lm, tokenizer, files, p) for p in (whole, half)
-        )
-        result["test"] = {"float32": metrics, "float16": halved}
+        texts, others = (describe_split(config, lm, tokenizer, files, p) for p in (whole, half))
+        result["test"] = {
+            name: score_texts(config.dataset, described)
+            for name, described in (("float32", texts), ("float16", others))
+        }
         result["texts that differ"] = sum(a != b for (_, a), (_, b) in zip(texts, others))
     return result
 

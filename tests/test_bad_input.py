@@ -57,7 +57,7 @@ def good(tiny_folder, tmp_path_factory) -> Path:
         patch.chdir(folder)
         train.main([*shlex.split(TRAIN.removeprefix("train "))[:-1], "out=good.pt"])
         Path("good.jsonl").unlink()
-        patch.setattr(train, "evaluate", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(train, "describe_split", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(SystemExit):
             train.main([*shlex.split(TRAIN.removeprefix("train "))[:-1], "out=run/e2e.pt"])
     return folder

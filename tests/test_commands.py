@@ -277,7 +277,7 @@ def stopped(tiny_folder, tmp_path, monkeypatch) -> Path:
     out = tmp_path / "a" / "e2e.pt"
     out.parent.mkdir()
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as end:
-        patch.setattr(train, "evaluate", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(train, "describe_split", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         train_quickly(tiny_folder, out, "max_steps=2")
     assert end.value.code == 130
     return out.with_suffix(".state.pt")
