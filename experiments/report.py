@@ -319,7 +319,7 @@ def draw_claims(claims: list[Claim], folder: Path) -> None:
     for i, (_, pair) in enumerate(rows):
         for c in pair:
             draw_comparison(panels[int(c.measure == LOSS)], c, -i)
-    for axes, unit in zip(panels, ("points of BLEU or ROUGE-L", "nats of dev loss, less is right")):
+    for axes, unit in zip(panels, ("points of BLEU or ROUGE-L", "nats of dev loss (to the right: lower)")):
         axes.axvline(0, color="#cccccc", linewidth=1, zorder=0)
         axes.set_xlabel(unit)
     figure.supxlabel("circle: yes, cross: no, square: unclear, hollow: the paper's", fontsize=9)
