@@ -225,8 +225,8 @@ def list_claims_on_methods(results: Results) -> list[Claim]:
             "It is better than an adapter of its size",
             "Table 2 (0.1%)",
             compare_all(results, BY_TEXTS, adapter),
-            "Of this size, two slots and one hidden number a block (some 7,000 numbers), the two cannot be told "
-            "apart; on WebNLG and DART neither has learnt the task after 300 steps.",
+            "Two slots and one hidden number a block, some 7,000 numbers, cannot be told apart; on WebNLG "
+            "and DART neither has learnt the task after 300 steps.",
         ),
         Claim(
             "It carries over to unseen categories and topics better than full fine-tuning",
