@@ -184,7 +184,7 @@ def divide_medium() -> list[Comparison]:
 
 BY_TEXTS, BY_SUMMARIES = ("BLEU", LOSS), ("ROUGE-L", LOSS)  # the dev loss is the less noisy one
 WEAK = "The frozen model has read 16 million tokens, GPT-2 some billions, and a prefix steers what is there"
-FORM = "bart-mini has read 3 million tokens and cannot say what an article is about: all learn the form."
+FORM = "Our BART has read 3 million tokens and cannot say what an article is about: all learn the form."
 
 
 def list_claims(results: Results) -> list[Claim]:
@@ -303,7 +303,7 @@ def list_claims_on_variants(results: Results) -> list[Claim]:
             "Summaries gain from a longer prefix",
             "Table 3, Fig. 4",
             compare_all(results, BY_SUMMARIES, summaries),
-            FORM,
+            f"By the loss only. {FORM}",
         ),
     ]
 

@@ -173,7 +173,7 @@ def write_costs(results: Results) -> list[str]:
 
 def write_numbers() -> list[str]:
     """What the methods train of GPT-2 medium, counted on a model of its shape, without its weights."""
-    lines = ["| GPT-2 medium | trained and stored numbers | the paper's |", "|---|---|---|"]
+    lines = ["| of GPT-2 medium | stored numbers | the paper's |", "|---|---|---|"]
     for name, ((method, length, inner), published) in NUMBERS.items():
         with torch.device("meta"):
             lm = GPT2(GPT2Config(50257, 1024, 1024, 24, 16))
