@@ -46,7 +46,7 @@ def save_model(folder: Path, shape: dict[str, int]) -> None:
 
 
 def run_smoke(shape: dict[str, int]) -> dict:
-    """What run_cell writes of the prefix on E2E at the paper's first learning rate."""
+    """What run_cell writes of the prefix on E2E at the first learning rate of PAPER's grid."""
     cell = make_artefacts(PAPER)["table2"]["e2e-prefix"]
     with tempfile.TemporaryDirectory() as scratch, contextlib.chdir(scratch):
         save_model(Path(NAME), shape)

@@ -256,7 +256,7 @@ def test_the_report_draws_what_there_is_and_judges_it(tmp_path):
     assert rows["e2e-prefix"].split(" | ")[1:4] == ["0.002", "3", "51.00 ± 1.00 (70.3)"]
     assert "10.00 [9.00, 11.00] (36.05)" in rows["prefix-large"]
     assert rows["table2/e2e-prefix"].endswith("0.001: 2.400, **0.002: 2.300** |")
-    assert "- Fig. 6: share of the training data" in text.split("## Not run")[1]
+    assert "- fig6, prefix-10: 0 of 3 seeds, 0 of 3 learning rates are there" in text.split("## Not run")[1]
     pictures = {path.name for path in tmp_path.glob("*.svg")}
     # e2e-prefix is a point of Figs. 4 and 5, too
     assert pictures == {"claims.svg", "fig3.svg", "fig4.svg", "fig5.svg"}
