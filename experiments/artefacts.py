@@ -9,6 +9,8 @@ import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from minprefix.store import write_atomically
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -290,13 +292,18 @@ INITS |= {"summarize": "task words", "table-to-text:": "task words"}
 INITS |= {"elephant": "unrelated words", "divide": "unrelated words"}
 
 
+def name_start(init: str, data: str) -> str:
+    """The cell of Fig. 5 that starts from `init`, with "100" pairs or "all"."""
+    return f"{init.strip(':')}-{data}"
+
+
 def make_fig5(scale: Scale) -> list[Cell]:
     few = (["n_train=100", *scale.low], {"runs": 6, "subsets": True})
     cells = []
     for data, (more, options) in (("100", few), ("all", ([], {"runs": scale.runs}))):
         for init in INITS:
             start = [] if init == "random" else [f"init={init}"]
-            name = f"{init.strip(':')}-{data}"
+            name = name_start(init, data)
             cells.append(make_cell(scale, "fig5", name, "e2e", "prefix", [*start, *more], **options))
     return cells
 
@@ -331,6 +338,11 @@ def read_runs(cell: Cell) -> dict[tuple[float, int], dict]:
     return {
         key: json.loads(path.read_text()) for key, path in runs.items() if key[0] in (cell.rates or (0.0,))
     }
+
+
+def write_result(path: Path, result: dict) -> None:
+    content = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
+    write_atomically(path, lambda part: part.write_text(content, encoding="utf-8"))
 
 
 def choose_runs(runs: dict[tuple[float, int], dict]) -> list[dict]:

@@ -15,6 +15,7 @@ from experiments.artefacts import (
     Scale,
     choose_runs,
     make_artefacts,
+    name_start,
     read_dev_loss,
     read_runs,
 )
@@ -309,9 +310,10 @@ def list_claims_on_variants(results: Results) -> list[Claim]:
 
 
 def list_claims_on_starts(results: Results) -> list[Claim]:
-    words = [name.strip(":") for name in INITS if name != "random"]
-    few, some = ("+".join(f"fig5/{name}-100" for name in words[part]) for part in (slice(2), slice(2, None)))
-    every = "+".join(f"fig5/{name}-all" for name in words)
+    def join(data: str, *kinds: str) -> str:
+        return "+".join(f"fig5/{name_start(init, data)}" for init, kind in INITS.items() if kind in kinds)
+
+    task, others = "task words", "unrelated words"
     return [
         Claim(
             "With few examples, words are a better start than random numbers, and task words the best",
@@ -320,8 +322,8 @@ def list_claims_on_starts(results: Results) -> list[Claim]:
                 results,
                 BY_TEXTS,
                 [
-                    ("words - random, n = 100", f"{few}+{some}", "fig5/random-100", 10.0),
-                    ("task words - others, n = 100", few, some, None),
+                    ("words - random, n = 100", join("100", task, others), join("100", "random"), 10.0),
+                    ("task words - others, n = 100", join("100", task), join("100", others), None),
                 ],
             ),
             "7 million parameters hold no notion of a task that a word could call up; their vocabulary even "
@@ -330,7 +332,11 @@ def list_claims_on_starts(results: Results) -> list[Claim]:
         Claim(
             "With all of the data, the start does not matter",
             "Sec. 7.4",
-            compare_all(results, BY_TEXTS, [("words - random", every, "fig5/random-all", None, "equal")]),
+            compare_all(
+                results,
+                BY_TEXTS,
+                [("words - random", join("all", task, others), join("all", "random"), None, "equal")],
+            ),
             "300 steps may be too few to wash out the start, or the rate, which was tuned on random starts, "
             "may suit words less.",
         ),

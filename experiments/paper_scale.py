@@ -17,13 +17,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from experiments.artefacts import PAPER, RESULTS, make_artefacts, read_runs
+from experiments.artefacts import PAPER, RESULTS, make_artefacts, read_runs, write_result
+from experiments.published import GPT2_MEDIUM
 from experiments.run import REPOSITORY, read_commit, run_cell
 from minprefix.gpt2 import GPT2, GPT2Config
-from minprefix.store import write_atomically
 
 NAME = "random-gpt2-medium"
-SHAPE = {"vocab_size": 50257, "n_positions": 1024, "n_embd": 1024, "n_layer": 24, "n_head": 16}
 SMOKE = [f"model={NAME}", "data=sample", "n_train=8", "batch_size=2", "max_steps=2"]
 SMOKE += ["dev_limit=2", "eval_limit=2"]
 
@@ -57,10 +56,9 @@ def run_smoke(shape: dict[str, int]) -> dict:
 
 
 def main() -> None:
-    result = run_smoke(SHAPE)
+    result = run_smoke(GPT2_MEDIUM)
     path = RESULTS / "paper_scale.json"
-    text = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
-    write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
+    write_result(path, result)
     print(f"wrote {path}: {result['seconds']} s, peak {result['peak_memory_bytes'] / 2**30:.2f} GiB")
 
 

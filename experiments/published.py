@@ -40,6 +40,7 @@ TABLE5 = {
     "infix-10": "67.2 8.48 45.8 69.9 2.40",
     "infix-20": "66.7 8.47 45.8 70.0 2.42",
 }
+GPT2_MEDIUM = {"vocab_size": 50257, "n_positions": 1024, "n_embd": 1024, "n_layer": 24, "n_head": 16}
 # What Table 2 calls 0.1% and 3% of GPT-2 medium, in trained and stored numbers: (method, |P|, inner width).
 NUMBERS = {
     "prefix, length 5": (("prefix", 5, 6), "245,760"),

@@ -16,10 +16,21 @@ import matplotlib.pyplot as plt
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the editable install has minprefix only
 
-from experiments.artefacts import FEW, INITS, MINI, PAPER, PERCENT, PROMPTS, UNMOVED, Scale, read_dev_loss
+from experiments.artefacts import (
+    FEW,
+    INITS,
+    MINI,
+    PAPER,
+    PERCENT,
+    PROMPTS,
+    UNMOVED,
+    Scale,
+    name_start,
+    read_dev_loss,
+)
 from experiments.claims import LOSS, TIE_NATS, TIE_POINTS, Claim, Comparison, Results, list_claims
 from experiments.draw_speed import save
-from experiments.published import NUMBERS, TABLE2, TABLE3, TABLE4, TABLE5
+from experiments.published import GPT2_MEDIUM, NUMBERS, TABLE2, TABLE3, TABLE4, TABLE5
 from minprefix.gpt2 import GPT2, GPT2Config
 from minprefix.methods import make_theta
 from minprefix.store import write_atomically
@@ -81,6 +92,11 @@ the small adapter from 24.8 to 33.8 BLEU (seed 0). With few pairs the rule costs
 on 100 pairs, 5e-4 has the worse dev loss, for it overfits, and better texts (48.1 against 43.2 BLEU)."""
 SMOKE = """One cell of Table 2 has also been run at the paper's size with random weights, for two steps and
 two texts, to know that the path works: `python -m experiments.paper_scale` makes `paper_scale.json`."""
+
+
+def is_bundled(scale: Scale) -> bool:
+    """Whether it is of the bundled models, which our remarks are on."""
+    return scale.sets is MINI.sets
 
 
 def write_verdicts(claims: list[Claim], small: bool) -> list[str]:
@@ -168,7 +184,7 @@ def write_numbers() -> list[str]:
     lines = ["| of GPT-2 medium | stored numbers | the paper's |", "|---|---|---|"]
     for name, ((method, length, inner), published) in NUMBERS.items():
         with torch.device("meta"):
-            lm = GPT2(GPT2Config(50257, 1024, 1024, 24, 16))
+            lm = GPT2(GPT2Config(**GPT2_MEDIUM))
         theta = make_theta(lm, method, length, 0, [], inner=inner)
         lines.append(f"| {name} | {sum(p.numel() for p in theta.parameters()):,} | {published} |")
     return lines
@@ -197,15 +213,17 @@ def draw_curves(axes, results: Results, artefact: str, metric: str, cells: dict[
         found = [(x, values) for x, values in found if values]
         if found:
             colour, style, marker = STYLES[method]
-            means = [statistics.mean(values) for _, values in found]
-            spread = [statistics.stdev(values) if len(values) > 1 else 0 for _, values in found]
-            xs = [x for x, _ in found]
-            label = LABELS.get(method, method)
-            axes.errorbar(
-                xs, means, spread, color=colour, linestyle=style, marker=marker, capsize=3, label=label
-            )
+            look = {"color": colour, "linestyle": style, "marker": marker}
+            draw_means(axes, dict(found), label=LABELS.get(method, method), **look)
     if axes.containers:
         axes.legend(frameon=False, fontsize=8)
+
+
+def draw_means(axes, values: dict[float, list[float]], **look) -> None:
+    """At each x the mean over seeds, with their standard deviation where there are several."""
+    means = [statistics.mean(found) for found in values.values()]
+    spread = [statistics.stdev(found) if len(found) > 1 else 0 for found in values.values()]
+    axes.errorbar(list(values), means, spread, capsize=3, **look)
 
 
 def draw_e2e(results: Results, folder: Path) -> None:
@@ -261,15 +279,10 @@ def draw_fig4(results: Results, folder: Path) -> None:
 def draw_losses(axes, runs: dict[int, list[dict]]) -> None:
     """At the end of training, by length, with the standard deviation over seeds."""
     colour, style, marker = STYLES["prefix"]
-    train = [[average_loss(run) for run in found] for found in runs.values()]
-    dev = [[read_dev_loss(run) for run in found] for found in runs.values()]
-    for losses, label, look in (
-        (train, "training, last 50 steps", {"color": colour, "linestyle": style, "marker": marker}),
-        (dev, "dev", {"color": "#56565a", "linestyle": ":", "marker": "D"}),
-    ):
-        means = [statistics.mean(values) for values in losses]
-        spread = [statistics.stdev(values) if len(values) > 1 else 0 for values in losses]
-        axes.errorbar(list(runs), means, spread, capsize=3, label=label, **look)
+    train = {x: [average_loss(run) for run in found] for x, found in runs.items()}
+    dev = {x: [read_dev_loss(run) for run in found] for x, found in runs.items()}
+    draw_means(axes, train, label="training, last 50 steps", color=colour, linestyle=style, marker=marker)
+    draw_means(axes, dev, label="dev", color="#56565a", linestyle=":", marker="D")
     if runs:
         axes.legend(frameon=False, fontsize=8)
 
@@ -284,9 +297,8 @@ def draw_fig5(results: Results, folder: Path) -> None:
     colours = {"random": "#56565a", "task words": "#d55e00", "unrelated words": "#0072b2"}
     for axes, data, title in zip(panels, ("100", "all"), ("100 pairs", "all pairs")):
         for i, (init, kind) in enumerate(INITS.items()):
-            if values := results.values("fig5", f"{init.strip(':')}-{data}", "BLEU"):
-                spread = statistics.stdev(values) if len(values) > 1 else 0
-                axes.errorbar(i, statistics.mean(values), spread, color=colours[kind], marker="o", capsize=3)
+            if values := results.values("fig5", name_start(init, data), "BLEU"):
+                draw_means(axes, {i: values}, color=colours[kind], marker="o")
         axes.set(ylabel="test BLEU", title=title)
         axes.set_xticks(range(len(INITS)), [f"{init}\n({kind})" for init, kind in INITS.items()], fontsize=6)
     save(figure, folder / "fig5.svg")
@@ -350,7 +362,7 @@ TITLES = {
 def write_artefact(results: Results, artefact: str) -> list[str]:
     names = list(results.artefacts[artefact])
     if artefact == "costs":
-        smoke = ["", SMOKE] if results.scale.sets is MINI.sets else []  # its file lies beside this report
+        smoke = ["", SMOKE] if is_bundled(results.scale) else []  # its file lies beside this report
         return [*write_costs(results), "", *write_numbers(), *smoke]
     if artefact == "table2":
         parts = {"e2e": E2E, "webnlg": WEBNLG, "dart": DART}
@@ -401,7 +413,7 @@ def list_missing(results: Results) -> list[str]:
 
 def write_report(scale: Scale) -> Path:
     """Draws the pictures, writes REPORT.md beside them and returns its path."""
-    results, small = Results(scale), scale.sets is MINI.sets  # our remarks are on the bundled models
+    results, small = Results(scale), is_bundled(scale)
     paper = "" if small else " paper"
     claims = list_claims(results)
     done = [artefact for artefact in results.artefacts if results.has(artefact)]

@@ -25,7 +25,16 @@ from pathlib import Path
 
 import torch
 
-from experiments.artefacts import MINI, PAPER, Cell, choose_runs, make_artefacts, merit, read_runs
+from experiments.artefacts import (
+    MINI,
+    PAPER,
+    Cell,
+    choose_runs,
+    make_artefacts,
+    merit,
+    read_runs,
+    write_result,
+)
 from experiments.machine import describe_machine, read_memory, reset_peak
 from experiments.score import score_records
 from minprefix.config import Config, find_task, parse_config, restore_config
@@ -34,7 +43,7 @@ from minprefix.errors import InputError
 from minprefix.hub import load_lm
 from minprefix.methods import collapse
 from minprefix.metrics import bleu, rouge
-from minprefix.store import save_prefix, write_atomically
+from minprefix.store import save_prefix
 from train import (
     check_origin,
     describe_origin,
@@ -162,8 +171,7 @@ def run_cell(cell: Cell, lr: float, seed: int, commit: str) -> None:
         **found,
         "texts": [{"source": record.source, "text": text} for record, text in pick(described, 20)],
     }
-    content = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
-    write_atomically(path, lambda part: part.write_text(content, encoding="utf-8"))
+    write_result(path, result)
     remove_traces(path.with_suffix(".pt"))
 
 

@@ -346,9 +346,9 @@ def test_the_interval_is_students():
 
 
 def test_the_smoke_test_at_the_papers_scale_is_a_cell_of_table_2():
-    from experiments.paper_scale import SHAPE, run_smoke
+    from experiments.paper_scale import GPT2_MEDIUM, run_smoke
 
-    found = run_smoke(SHAPE | {"n_positions": 512, "n_embd": 16, "n_layer": 2, "n_head": 2})
+    found = run_smoke(GPT2_MEDIUM | {"n_positions": 512, "n_embd": 16, "n_layer": 2, "n_head": 2})
     assert found["stored_numbers"] == 5 * 2 * 2 * 16
     assert [found["config"][key] for key in ("lr", "prefix_len", "epochs", "beams")] == [5e-5, 5, 5, 5]
     assert found["test"]["records"] == 2 and len(found["loss"]) == 1 and found["config"]["max_steps"] == 2
