@@ -1,6 +1,6 @@
 """minprefix: Prefix-Tuning (Li & Liang 2021) from scratch. A prefix is a cache that nobody computed."""
 
-from minprefix.errors import InputError
+from minprefix.checks import InputError
 from minprefix.generate import generate
 from minprefix.hub import load_lm
 from minprefix.peft import from_peft, to_peft

@@ -1,42 +1,47 @@
 """LM_phi, encoder-decoder: BART, with the parameter names of its Hugging Face checkpoints."""
 
 import math
-from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from minprefix.activations import ACTIVATIONS
 from minprefix.cache import Cache
-from minprefix.linear import Linear, linear, make_embedding
+from minprefix.checks import LENIENT
+from minprefix.layers import ACTIVATIONS, Activation, Depth, Embedding, Id, Linear, Size, check_shape, linear
 
 OFFSET = 2  # the position table's first two rows are never used: BART's first position is 2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=LENIENT)
 class BARTConfig:
     """The shape of a BART, keys as in config.json; name and fingerprint say which checkpoint it is."""
 
-    vocab_size: int
-    max_position_embeddings: int
-    d_model: int
-    encoder_layers: int
-    decoder_layers: int
-    encoder_attention_heads: int
-    decoder_attention_heads: int
-    encoder_ffn_dim: int
-    decoder_ffn_dim: int
-    activation_function: str = "gelu"
+    vocab_size: Size
+    max_position_embeddings: Size
+    d_model: Size
+    encoder_layers: Depth
+    decoder_layers: Depth
+    encoder_attention_heads: Size
+    decoder_attention_heads: Size
+    encoder_ffn_dim: Size
+    decoder_ffn_dim: Size
+    activation_function: Activation = "gelu"
     scale_embedding: bool = False
-    bos_token_id: int = 0
-    eos_token_id: int = 2
-    decoder_start_token_id: int = 2
-    forced_bos_token_id: int | None = None
-    forced_eos_token_id: int | None = None
+    tie_word_embeddings: Literal[True] = True
+    bos_token_id: Id = 0
+    eos_token_id: Id = 2
+    decoder_start_token_id: Id = 2
+    forced_bos_token_id: Id | None = None
+    forced_eos_token_id: Id | None = None
     name: str = ""
     fingerprint: str = ""
+
+    def __post_init__(self):
+        check_shape(self, "d_model", "encoder_attention_heads", "decoder_attention_heads")
 
     @property
     def n_positions(self) -> int:
@@ -101,7 +106,7 @@ class Stack(nn.Module):
     def __init__(self, config: BARTConfig, n_layer: int, n_head: int, n_inner: int, is_decoder: bool):
         super().__init__()
         C, self.n_head, self.is_decoder = config.d_model, n_head, is_decoder
-        self.embed_positions = make_embedding(config.max_position_embeddings + OFFSET, C)
+        self.embed_positions = Embedding(config.max_position_embeddings + OFFSET, C)
         self.layernorm_embedding = nn.LayerNorm(C)
         self.layers = nn.ModuleList(
             Layer(C, n_head, n_inner, config.activation_function, is_decoder) for _ in range(n_layer)
@@ -134,11 +139,12 @@ class BART(nn.Module):
     """
 
     positions = "unshifted"  # as the authors: a prefix takes no position from x or y
+    begins = ""  # y is a text of its own
 
     def __init__(self, config: BARTConfig):
         super().__init__()
         self.config = c = config
-        self.shared = make_embedding(c.vocab_size, c.d_model)
+        self.shared = Embedding(c.vocab_size, c.d_model)
         self.encoder = Stack(c, c.encoder_layers, c.encoder_attention_heads, c.encoder_ffn_dim, False)
         self.decoder = Stack(c, c.decoder_layers, c.decoder_attention_heads, c.decoder_ffn_dim, True)
         self.register_buffer("final_logits_bias", torch.zeros(1, c.vocab_size))
@@ -177,8 +183,8 @@ class BART(nn.Module):
         """Eq. 1: p(z_{i+1} | h_<=i) = softmax(W_phi h_i^(n)); returns W_phi h, (..., C) -> (..., V)."""
         return linear(h, self.shared.weight, self.final_logits_bias[0])
 
-    def split(self, source: list[int]) -> tuple[list[int], list[int]]:
-        """What to read, and the token that begins y."""
+    def split(self, source: list[int], apart: bool = True) -> tuple[list[int], list[int]]:
+        """What to read, and the token that begins y; source and y are apart in any case."""
         return source, [self.config.decoder_start_token_id]
 
     def read_words(self, embeds: Tensor) -> dict[str, Cache]:
@@ -197,9 +203,19 @@ class BART(nn.Module):
         stacks = {"encoder": self.encoder, "decoder": self.decoder, "cross": self.decoder}
         return {site: 2 * len(stack.layers) * self.config.d_model for site, stack in stacks.items()}
 
-    def count_positions(self, prefix: int, source: int, target: int) -> int:
-        """How many positions a text takes whose parts are so long: source and target have a table each."""
-        return max(source, target)
+    def frame(self, ids: list[int], is_target: bool) -> list[int]:
+        """BOS, ids, EOS, around either. The decoder starts from EOS and was trained to say BOS next, so
+        fine-tuning (and transformers' labels) keep BOS as y's first token; generation may force it.
+        """
+        return [self.config.bos_token_id, *ids, self.config.eos_token_id]
+
+    def blocks(self) -> list[nn.Module]:
+        """Where the adapters of Sec. 5.2 go: behind each layer of both stacks."""
+        return [*self.encoder.layers, *self.decoder.layers]
+
+    def last_blocks(self) -> list[nn.Module]:
+        """What FT-top2 trains: the decoder's last two layers."""
+        return list(self.decoder.layers[-2:])
 
     def _encode(self, embeds: Tensor, mask: Tensor, prefixes: dict) -> tuple[Tensor, Cache]:
         cache = self.encoder.start_cache(len(embeds), prefixes.get("encoder"))

@@ -1,15 +1,17 @@
 """h_<i of Eq. 1: what later steps can see of earlier ones, the keys and values of every layer.
 
 Shapes, here and in all files: B batch, T new tokens, S slots seen (cache + T), P prefix, H heads, D head
-size, C = H·D, L layers, V vocabulary, K beams.
+size, C = H·D (in P_theta H counts the heads of keys and values), L layers, V vocabulary, K beams.
 """
+
+import copy
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from minprefix.errors import InputError
+from minprefix.checks import InputError
 
 
 class Cache:
@@ -17,8 +19,7 @@ class Cache:
 
     keys, values: per layer (B, H, S, D); real (B, S): slots that later tokens may see; next (B,): the
     position of the row's next token; paths (B, K, S) or None: while K beams share a row, the slots that each
-    beam sees; cross: beside a decoder's past, the source's keys and values, which do not grow; in_place:
-    write new slots into spare room, for decoding, where no gradient flows.
+    beam sees; cross: beside a decoder's past, the source's keys and values, which do not grow.
     """
 
     def __init__(self, batch: int, n_layer: int, n_head: int, head_size: int, like: Tensor):
@@ -28,7 +29,6 @@ class Cache:
         self.real = torch.empty(batch, 0, dtype=torch.bool, device=like.device)
         self.next = torch.zeros(batch, dtype=torch.long, device=like.device)
         self.paths: Tensor | None = None
-        self.in_place = False
         self.cross: Cache | None = None
 
     def __len__(self) -> int:
@@ -72,7 +72,7 @@ class Cache:
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Puts k, v (B, H, T, D) into the claimed slots -> all keys and values of the layer (B, H, S, D)."""
-        if self.in_place:
+        if torch.is_inference_mode_enabled():  # no gradient flows: decoding
             return self._write(self.keys, layer, k), self._write(self.values, layer, v)
         # Rebinding, not writing: autograd needs the old tensors, and detaching would starve P_theta.
         self.keys[layer] = torch.cat((self.keys[layer], k), 2)
@@ -91,20 +91,23 @@ class Cache:
         """A cache of the chosen rows (any order, repeats allowed): to drop finished ones, or give each its
         copies.
         """
-        chosen = object.__new__(Cache)
+        chosen = copy.copy(self)
         chosen.keys = [k[rows] for k in self.keys]
         chosen.values = [v[rows] for v in self.values]
         chosen.real, chosen.next = self.real[rows], self.next[rows]
         chosen.paths = None if self.paths is None else self.paths[rows]
         chosen.cross = None if self.cross is None else self.cross[rows]
-        chosen.in_place = self.in_place
         return chosen
 
     def _write(self, held: list[Tensor], layer: int, new: Tensor) -> Tensor:
         """Into spare room, a quarter of what is held: the past is copied a few times, not every step."""
         S, T = len(self), new.shape[2]
+        if S == T:  # the first slots need no copy, and nothing is ever written into them
+            held[layer] = new
+            return new
         if held[layer].shape[2] < S:
-            held[layer] = F.pad(held[layer][:, :, : S - T], (0, 0, 0, T + S // 4))  # (B, H, 5/4 S, D)
+            spare = S // 4 if T < S // 4 else 0  # none behind a source: it may be the last to come
+            held[layer] = F.pad(held[layer][:, :, : S - T], (0, 0, 0, T + spare))  # (B, H, S + spare, D)
         held[layer][:, :, S - T : S] = new
         return held[layer][:, :, :S]
 
@@ -123,19 +126,19 @@ class Cache:
 
 def pad_right(rows: list[list[int]], value: int = 0) -> tuple[Tensor, Tensor]:
     """Rows of ids -> (B, T) long, filled with `value` at the end, and a mask (B, T) of what is real."""
-    ids = pad_sequence(
-        [torch.tensor(row, dtype=torch.long) for row in rows], batch_first=True, padding_value=value
-    )
-    return ids, torch.arange(ids.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]
+    tensors = [torch.tensor(row, dtype=torch.long) for row in rows]
+    return pad_sequence(tensors, batch_first=True, padding_value=value), mark_real(rows)
 
 
 def stack_prefixes(prefixes: list[Tensor | None], width: int) -> tuple[Tensor, Tensor]:
     """One P_theta (P, width) or None for each row -> (B, P, width), padded with zeros, and which are real (B,
     P).
     """
-    lengths = torch.tensor([0 if p is None else len(p) for p in prefixes])
-    stacked = torch.zeros(len(prefixes), int(lengths.max()), width)
-    for row, prefix in enumerate(prefixes):
-        if prefix is not None:
-            stacked[row, : len(prefix)] = prefix
-    return stacked, torch.arange(stacked.shape[1]) < lengths[:, None]
+    rows = [torch.zeros(0, width) if P_theta is None else P_theta for P_theta in prefixes]
+    return pad_sequence(rows, batch_first=True), mark_real(rows)
+
+
+def mark_real(rows: list) -> Tensor:
+    """True for the items of each row (B, T), False for what fills it up to the longest one."""
+    lengths = torch.tensor([len(row) for row in rows])
+    return torch.arange(int(lengths.max())) < lengths[:, None]

@@ -3,50 +3,39 @@
 import math
 import random
 from collections import Counter
-from dataclasses import dataclass
 
 import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from minprefix.cache import Cache, pad_right, stack_prefixes
-from minprefix.errors import InputError, check_range
+from minprefix.checks import STRICT, InputError, build
 
 NEVER = -1e9  # the score of a beam that does not exist yet
-RANGES = {  # an option -> what it may be at least and at most
-    "beams": (1, 1000),
-    "max_new_tokens": (1, math.inf),
-    "min_new_tokens": (0, math.inf),
-    "length_penalty": (-20, 20),
-    "temperature": (1e-6, math.inf),
-    "top_k": (0, math.inf),  # 0: no limit
-    "top_p": (1e-6, 1),
-    "no_repeat_ngram_size": (0, math.inf),  # 0: no limit
-    "seed": (0, 2**63 - 1),
-}
 
 
-@dataclass(frozen=True)
-class Options:
-    """How to decode; senseless combinations are refused here and nowhere else."""
+@dataclass(frozen=True, config=STRICT)
+class Decoding:
+    """How to decode. Options are declared here and nowhere else: `generate` takes these fields as keywords,
+    train.py as key=value, sample.py as flags, and a .pt file holds those of its training.
+    """
 
-    beams: int
-    max_new_tokens: int
-    min_new_tokens: int
-    length_penalty: float
-    sample: bool
-    temperature: float
-    top_k: int
-    top_p: float
-    banned: tuple[int, ...]
-    seed: int
-    no_repeat_ngram_size: int = 0
-    early_stopping: bool = False
-    forced_first: int | None = None
-    forced_last: int | None = None
+    beams: int = Field(5, ge=1, le=1000, description="of the beam search; 1 is greedy")
+    length_penalty: float = Field(1.0, ge=-20, le=20, description="alpha in sum log p / |y|^alpha")
+    max_new_tokens: int = Field(100, ge=1, le=2**20, description="longest text")
+    min_new_tokens: int = Field(0, ge=0, le=2**20, description="shortest text")
+    no_repeat_ngram_size: int = Field(0, ge=0, description="no n-gram comes twice within y; 0: any may")
+    early_stopping: bool = Field(False, description="end a source at its K-th finished beam")
+    sample: bool = Field(False, description="draw from the distribution instead of searching")
+    temperature: float = Field(
+        1.0, ge=1e-6, le=1e6, description="of a draw: below 1 sharper, above 1 flatter"
+    )
+    top_k: int = Field(0, ge=0, description="draw from the K likeliest tokens; 0: from all")
+    top_p: float = Field(1.0, ge=1e-6, le=1, description="draw from the likeliest tokens of mass P; 1: all")
+    seed: int = Field(0, ge=0, lt=2**63, description="of draws; in a training of all that is random")
 
     def __post_init__(self):
-        for name, (least, most) in RANGES.items():
-            check_range(name, getattr(self, name), least, most)
         if self.min_new_tokens > self.max_new_tokens:
             raise InputError(f"min_new_tokens is {self.min_new_tokens}: it must not be above max_new_tokens")
         if self.sample and self.beams > 1:
@@ -60,50 +49,35 @@ def generate(
     lm,
     sources: list[list[int]],
     prefix=None,
-    beams: int = 5,
-    max_new_tokens: int = 100,
-    min_new_tokens: int = 0,
-    length_penalty: float = 1.0,
-    sample: bool = False,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    banned: tuple[int, ...] = (),
-    no_repeat_ngram_size: int = 0,
-    early_stopping: bool = False,
-    seed: int = 0,
-    batch_size: int = 32,
     ensemble: bool = False,
+    banned: tuple[int, ...] = (),
+    batch_size: int = 32,
+    **decoding: int | float | bool,
 ) -> list[list[int]]:
     """Continues each source -> its generated ids, EOS cut, in the order of the sources.
 
     sources: GPT-2 continues them as they are, BART encodes them (texts.encode_source adds what either needs).
     prefix: a SavedPrefix for all rows, or a list with one (or None) for each row, of any lengths and methods.
     ensemble: all prefixes of the list answer every source together, by the mean of their distributions.
-    beams=1 is greedy, or draws from softmax(logits / temperature) with sample=True; top_k=0 and top_p=1 cut
-    nothing. Hypotheses are ranked by sum log p / |y|^length_penalty (Sec. 5.3), |y| counting the EOS.
-    `banned` ids are never generated, nor is an n-gram a second time within y; the first and last token are
-    those that a BART's config forces. early_stopping ends a source at its `beams`-th hypothesis.
+    banned: ids that are never generated. decoding: the fields of Decoding, with its defaults.
+    Hypotheses are ranked by sum log p / |y|^length_penalty (Sec. 5.3), |y| counting the EOS. The first and
+    last token are those that a BART's config forces.
     InputError when an option makes no sense or a row does not fit the position table.
     """
-    limits = (max_new_tokens, min_new_tokens, length_penalty)
-    forced = [getattr(lm.config, f"forced_{end}_token_id", None) for end in ("bos", "eos")]  # not in GPT-2
-    cuts = (tuple(banned), seed, no_repeat_ngram_size, early_stopping)
-    options = Options(beams, *limits, sample, temperature, top_k, top_p, *cuts, *forced)
+    options = build(Decoding, decoding)
     members = assign_prefixes(prefix, len(sources), ensemble)
     for prefixes in zip(*members):
-        check_rows(lm, sources, prefixes, max_new_tokens)
+        check_rows(lm, sources, prefixes, options.max_new_tokens)
     noise = make_noise(sources, members, options)
     outputs: list[list[int]] = [[] for _ in sources]
     by_length = sorted(range(len(sources)), key=lambda row: len(sources[row]))
     for start in range(0, len(sources), batch_size):
         rows = by_length[start : start + batch_size]
         cache, ids = prefill(lm, [sources[row] for row in rows], [members[row] for row in rows])
-        cache.in_place = True
-        if beams == 1:
-            found = decode_tokens(lm, cache, ids, options, noise[rows])
+        if options.beams == 1:
+            found = decode_tokens(lm, cache, ids, options, banned, noise[rows])
         else:
-            found = search_beams(lm, cache, ids, options)
+            found = search_beams(lm, cache, ids, options, banned)
         for row, tokens in zip(rows, found):
             outputs[row] = tokens
     return outputs
@@ -112,57 +86,52 @@ def generate(
 def assign_prefixes(prefix, count: int, ensemble: bool) -> list[list]:
     """The prefixes that answer each of `count` sources: one of its own, or all members of an ensemble."""
     is_list = isinstance(prefix, list | tuple)
-    if ensemble and not (is_list and prefix):
-        raise InputError("an ensemble needs a list of prefixes: give at least one")
-    if not ensemble and is_list and len(prefix) != count:
-        raise InputError(f"{len(prefix)} prefixes for {count} sources: give one, or one for each source")
     if ensemble:
+        if not is_list or not prefix:
+            raise InputError("an ensemble needs a list of prefixes: give at least one")
         return [list(prefix)] * count
-    return [[one] for one in prefix] if is_list else [[prefix]] * count
+    rows = list(prefix) if is_list else [prefix] * count
+    if len(rows) != count:
+        raise InputError(f"{len(rows)} prefixes for {count} sources: give one, or one for each source")
+    return [[one] for one in rows]
 
 
 def check_rows(lm, sources: list[list[int]], prefixes: list, max_new_tokens: int) -> None:
     """InputError for the first row that cannot be continued, counted from 1."""
-    for prefix in {id(prefix): prefix for prefix in prefixes if prefix is not None}.values():
+    for prefix in {id(prefix): prefix for prefix in prefixes if prefix}.values():
         check_base(prefix, lm)
         if not prefix.sites:
             raise InputError(f"method {prefix.method} has no prefix: apply_tensors(lm, it), and give None")
     for number, (source, prefix) in enumerate(zip(sources, prefixes), 1):
         if not source:
             raise InputError(f"source {number} is empty: give at least one token")
-        length = sum(len(P_theta) for P_theta in prefix.sites.values()) if prefix else 0
+        length = sum(map(len, prefix.sites.values())) if prefix else 0
         check_length(lm, f"source {number}", length, len(source), max_new_tokens)
 
 
 def check_length(lm, what: str, prefix: int, source: int, target: int) -> None:
     """InputError if |P| + |x| + |y| positions are more than the model has."""
-    needed = lm.count_positions(prefix, source, target)
-    if needed > lm.config.n_positions:
-        raise InputError(
-            f"{what} needs {needed} positions (prefix {prefix}, source {source}, target "
-            f"up to {target}), but the model has {lm.config.n_positions}: shorten one of them"
-        )
+    whole = lm.positions == "shifted"  # all three share a table; else source and target have one each
+    needed, most = prefix + source + target if whole else max(source, target), lm.config.n_positions
+    if needed > most:
+        lengths = f"prefix {prefix}, source {source}, target up to {target}"
+        raise InputError(f"{what} needs {needed} positions ({lengths}), the model has {most}: shorten one")
 
 
 def check_base(prefix, lm) -> None:
     """InputError if a prefix was trained on another model: its fingerprint or shapes do not fit."""
-    widths = lm.site_widths()
-    fits = all(P_theta.shape[1] == widths.get(site) for site, P_theta in prefix.sites.items())
-    given, needed = lm.config.fingerprint, prefix.base["fingerprint"]
-    if needed != given:  # a PEFT folder's is unknown; the plus marks what apply_tensors changed
-        fits &= not needed and not prefix.tensors and "+" not in given
-    if not needed:
-        fits &= all(getattr(lm.config, key, None) == value for key, value in prefix.base["config"].items())
+    base, config, widths = prefix.base, lm.config, lm.site_widths()
+    fits = prefix.positions == lm.positions
+    fits &= all(P_theta.shape[1] == widths.get(site) for site, P_theta in prefix.sites.items())
+    if base["fingerprint"]:
+        fits &= base["fingerprint"] == config.fingerprint
+    else:  # a PEFT folder's is unknown; the plus marks what apply_tensors changed
+        fits &= not prefix.tensors and "+" not in config.fingerprint
+        fits &= all(getattr(config, key, value) == value for key, value in base["config"].items())
     if not fits:
-        raise InputError(
-            f"the prefix was trained on {prefix.base['name']!r} (fingerprint {needed or 'unknown'}) and does "
-            f"not fit {lm.config.name!r} ({given or 'none'}): pass --model with the model it was trained on"
-        )
-    if prefix.positions != lm.positions:
-        raise InputError(
-            f"the prefix was trained with {prefix.positions!r} positions, not this model's {lm.positions!r}: "
-            "train it again"
-        )
+        was = f"{base['name']!r} ({base['fingerprint'] or 'unknown'}, {prefix.positions} positions)"
+        now = f"{config.name!r} ({config.fingerprint or 'none'}, {lm.positions} positions)"
+        raise InputError(f"the prefix was trained on {was} and does not fit {now}: pass --model with its own")
 
 
 def prefill(lm, sources: list[list[int]], members: list[list]) -> tuple[Cache, Tensor]:
@@ -201,7 +170,7 @@ def predict(lm, ids: Tensor, cache: Cache) -> Tensor:
     return log_p.logsumexp(1) - math.log(M)
 
 
-def make_noise(sources: list[list[int]], members: list[list], options: Options) -> Tensor:
+def make_noise(sources: list[list[int]], members: list[list], options: Decoding) -> Tensor:
     """Numbers from [0, 1), one for each source and token (B, max_new_tokens). A source's follow from the
     seed, its ids and how often its prefixes had it before, not from who else asks.
     """
@@ -215,14 +184,16 @@ def make_noise(sources: list[list[int]], members: list[list], options: Options) 
     return torch.tensor(noise, dtype=torch.float64)  # in float32 the largest would be 1
 
 
-def decode_tokens(lm, cache: Cache, ids: Tensor, options: Options, noise: Tensor) -> list[list[int]]:
+def decode_tokens(
+    lm, cache: Cache, ids: Tensor, options: Decoding, banned: tuple[int, ...], noise: Tensor
+) -> list[list[int]]:
     """One token a step and row, the likeliest or a drawn one; rows that end leave the batch."""
     outputs: list[list[int]] = [[] for _ in ids]
     rows, tokens = torch.arange(len(ids), device=ids.device), ids  # (B, 1 + what is generated)
     noise = noise.to(ids.device)  # (B, max_new_tokens)
     for step in range(options.max_new_tokens):
         logits = predict(lm, tokens[:, -1:], cache)[:, 0]  # (B, V)
-        logits = constrain(logits, tokens, lm.config.eos_token_id, options)
+        logits = constrain(logits, tokens, lm.config, options, banned)
         u = noise[rows, step]  # (B,)
         ids = draw(logits, options, u) if options.sample else logits.argmax(-1)[:, None]  # (B, 1)
         tokens = torch.cat((tokens, ids), 1)
@@ -237,7 +208,9 @@ def decode_tokens(lm, cache: Cache, ids: Tensor, options: Options, noise: Tensor
     return outputs
 
 
-def search_beams(lm, cache: Cache, ids: Tensor, options: Options) -> list[list[int]]:
+def search_beams(
+    lm, cache: Cache, ids: Tensor, options: Decoding, banned: tuple[int, ...]
+) -> list[list[int]]:
     """The best of K beams for each row: they share the row's prefix and source, a step appends K slots.
 
     The M members of an ensemble are rows of the cache that go through the same beams.
@@ -251,7 +224,7 @@ def search_beams(lm, cache: Cache, ids: Tensor, options: Options) -> list[list[i
     logits = predict(lm, ids, cache).expand(-1, K, -1)  # (B, K, V)
     cache.branch(K)
     for length in range(1, options.max_new_tokens + 1):
-        log_p = constrain(logits.log_softmax(-1), tokens, eos, options)  # (B, K, V)
+        log_p = constrain(logits.log_softmax(-1), tokens, lm.config, options, banned)  # (B, K, V)
         best, parents, token = propose(scores[:, :, None] + log_p, 2 * K)  # (B, 2K), so that K can go on
         grown = torch.cat((tokens.take_along_dim(parents[:, :, None], 1), token[:, :, None]), 2)
         ends = (token == eos) | (length == options.max_new_tokens)
@@ -288,20 +261,22 @@ def keep_finished(finished: list, K: int, alpha: float, candidates: list, eos: i
     del finished[K:]
 
 
-def can_improve(finished: list, hope: float, options: Options) -> bool:
+def can_improve(finished: list, hope: float, options: Decoding) -> bool:
     """Whether the best running beam, were it to end now, would still beat the worst of K finished ones."""
     return len(finished) < options.beams or (not options.early_stopping and hope > finished[-1][0])
 
 
-def constrain(scores: Tensor, tokens: Tensor, eos: int, options: Options) -> Tensor:
+def constrain(scores: Tensor, tokens: Tensor, config, options: Decoding, banned: tuple[int, ...]) -> Tensor:
     """Scores (..., V) with what may not come behind tokens (..., 1 + generated) at -inf."""
     generated = tokens.shape[-1] - 1
-    banned = [*options.banned, *([eos] if generated < options.min_new_tokens else [])]
-    scores[..., banned] = -torch.inf
+    scores[..., list(banned)] = -torch.inf
+    if generated < options.min_new_tokens:
+        scores[..., config.eos_token_id] = -torch.inf
     if 0 < options.no_repeat_ngram_size <= tokens.shape[-1]:
         forbid_repeats(scores, tokens, options.no_repeat_ngram_size)
-    for step, forced in ((0, options.forced_first), (options.max_new_tokens - 1, options.forced_last)):
-        if generated == step and forced is not None:
+    ends = {"forced_bos_token_id": 0, "forced_eos_token_id": options.max_new_tokens - 1}  # of a BART
+    for name, step in ends.items():
+        if generated == step and (forced := getattr(config, name, None)) is not None:
             scores.fill_(-torch.inf)[..., forced] = 0.0
     return scores
 
@@ -314,7 +289,7 @@ def forbid_repeats(scores: Tensor, tokens: Tensor, n: int) -> None:
     scores.scatter_add_(-1, windows[..., -1], torch.where(seen, -torch.inf, 0.0))
 
 
-def draw(logits: Tensor, options: Options, u: Tensor) -> Tensor:
+def draw(logits: Tensor, options: Decoding, u: Tensor) -> Tensor:
     """The token of each row (B, 1) on which u (B,) from [0, 1) falls, of the top_k likeliest and of these the
     fewest that hold top_p.
     """

@@ -9,16 +9,14 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from minprefix.bart import Layer
 from minprefix.cache import pad_right
-from minprefix.errors import InputError
+from minprefix.checks import InputError
 from minprefix.generate import check_base
-from minprefix.gpt2 import GPT2, Block
-from minprefix.prefix import CHANGES, SavedPrefix, choose_sites, compute_activations, make_site
+from minprefix.prefix import PREFIXES, SITES, SavedPrefix, choose_sites, compute_activations, make_site
 
-PREFIXES = ("prefix", "infix", "embedding")  # the LM stays as it is
-METHODS = (*PREFIXES, *CHANGES)
+METHODS = tuple(SITES)
 IGNORED = -100  # F.cross_entropy's mark for positions outside Y_idx
+WITH_LORA = (".c_attn", ".q_proj", ".v_proj")  # in GPT-2 the keys are of the same map
 
 
 class Adapter(nn.Module):
@@ -76,20 +74,17 @@ def make_theta(
 def choose_modules(lm, method: str, bottleneck: int) -> nn.Module:
     """The modules of the LM that train; for "adapter" and "lora", new ones that are put around its own.
 
-    "top2" is the last two blocks and what normalises them; in BART, the decoder's last two layers. "lora" is
-    around the maps to queries and values, in BART of all its attentions; in GPT-2 keys are of the same map.
+    "lora" is around the maps to queries and values of all attentions.
     """
     if method == "full":
         return lm
     if method == "top2":
-        return nn.ModuleList([*lm.h[-2:], lm.ln_f] if isinstance(lm, GPT2) else lm.decoder.layers[-2:])
+        return nn.ModuleList(lm.last_blocks())
     n_embd = lm.config.n_embd
     if method == "adapter":
-        hosts = [module for module in lm.modules() if isinstance(module, Block | Layer)]
-        return attach(hosts, [Adapter(n_embd, bottleneck) for _ in hosts])
-    ends = (".c_attn", ".q_proj", ".v_proj")
-    hosts = [module for name, module in lm.named_modules() if name.endswith(ends)]
-    return attach(hosts, [LoRA(n_embd, len(host.bias), bottleneck) for host in hosts])
+        return attach(lm.blocks(), [Adapter(n_embd, bottleneck) for _ in lm.blocks()])
+    hosts = [module for name, module in lm.named_modules() if name.endswith(WITH_LORA)]
+    return attach(hosts, [LoRA(n_embd, host.out_features, bottleneck) for host in hosts])
 
 
 def attach(hosts: list[nn.Module], modules: list[nn.Module]) -> nn.ModuleList:
@@ -135,9 +130,7 @@ def compute_sites(lm, method: str, theta: nn.Module) -> dict[str, Tensor]:
 def target_loss(lm, sites: dict[str, Tensor], batch: list[tuple[list[int], list[int]]]) -> tuple[Tensor, int]:
     """-sum log p(y | x) of a batch of (source, y) ids, y with its EOS, in nats; and how many tokens y has."""
     device = lm.wte.weight.device
-    whole = isinstance(lm, GPT2) and "infix" not in sites  # [x; y] in one call: every call reads all weights
-    splits = [([], source) if whole else lm.split(source) for source, _ in batch]
-    halves = [(x, start, y) for (x, start), (_, y) in zip(splits, batch)]
+    halves = [(*lm.split(source, apart="infix" in sites), y) for source, y in batch]
     x, x_mask = pad_right([x for x, _, _ in halves])  # (B, |x|), or (B, 0)
     z, z_mask = pad_right([start + y[:-1] for _, start, y in halves])  # (B, T)
     targets, _ = pad_right([[IGNORED] * (len(start) - 1) + y for _, start, y in halves], IGNORED)  # (B, T)

@@ -1,15 +1,27 @@
 """P_theta of Eq. 3: free activations, trained directly or through an MLP, and what of them is stored."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
+from typing import Annotated, Literal
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from pydantic import AfterValidator
+from pydantic.dataclasses import dataclass
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from minprefix.cache import Cache
-from minprefix.errors import InputError
+from minprefix.checks import STRICT, InputError
+
+STACKS = ("decoder", "encoder", "cross")
+# Method -> where its P_theta may be spliced; those that have no place change the model instead.
+SITES = {"prefix": STACKS, "infix": ("infix",), "embedding": STACKS}
+SITES |= {"full": (), "top2": (), "adapter": (), "lora": ()}
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+PREFIXES = tuple(method for method, sites in SITES.items() if sites)
+Method = Literal[*SITES]
 
 
 class DirectPrefix(nn.Module):
@@ -67,27 +79,54 @@ def embed_words(lm, words: list[int], length: int) -> Tensor:
     return lm.wte.weight[[words[i % len(words)] for i in range(length)]].float()
 
 
-CHANGES = ("full", "top2", "adapter", "lora")  # the methods that have no prefix, but change the model
+def check_floats(tensor: Tensor) -> Tensor:
+    """ValueError for what cannot be a trained tensor."""
+    # A tensor of strides 0 shows one stored number a million times.
+    dense = tensor.layout == torch.strided and not tensor.is_meta and tensor.dtype in FLOATS
+    stored = dense and 0 < tensor.nbytes <= tensor.untyped_storage().nbytes()
+    if not stored or not tensor.isfinite().all():
+        raise ValueError("must hold finite floats")
+    return tensor
 
 
-@dataclass(frozen=True)
+Floats = Annotated[Tensor, AfterValidator(check_floats)]
+
+
+class Base(TypedDict):
+    """The frozen LM that a training began from; an unknown fingerprint is ""."""
+
+    name: str
+    config: dict
+    fingerprint: str
+
+
+@dataclass(frozen=True, config=STRICT)
 class SavedPrefix:
     """What is left of a training: the content of a .pt file, as store.py writes it.
 
     sites: P_theta (P, 2·L·C) where it is spliced: GPT-2's "decoder" is before x, "infix" between x and y;
     BART's are "encoder", "decoder" and "cross". positions: "shifted" where the prefix takes |P| of them.
-    base: name, config and fingerprint of the frozen LM. tensors: for "full", "top2", "adapter" and "lora",
-    what was trained, by its names in the LM, where methods.apply_tensors puts it.
+    tensors: for "full", "top2", "adapter" and "lora", what was trained, by its names in the LM, where
+    methods.apply_tensors puts it.
     """
 
-    method: str
-    sites: dict[str, Tensor]
+    method: Method
+    sites: dict[str, Floats]
     positions: str
-    base: dict
+    base: Base
     config: dict
     metrics: dict
     data: str
-    tensors: dict[str, Tensor] = field(default_factory=dict)
+    tensors: dict[str, Floats] = field(default_factory=dict)
+
+    def __post_init__(self):
+        allowed = SITES[self.method]
+        if not set(self.sites) <= set(allowed) or bool(self.sites) != bool(allowed):
+            raise InputError(f"method {self.method!r} with sites {sorted(self.sites)} is unknown")
+        if bool(self.tensors) == bool(self.sites):
+            raise InputError("there must be either sites or tensors")
+        if any(P_theta.ndim != 2 for P_theta in self.sites.values()):
+            raise InputError("each site must be a tensor (P, 2·L·C)")
 
 
 def pack(cache: Cache) -> Tensor:

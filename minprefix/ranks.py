@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, cuda
 
-from minprefix.errors import explain
+from minprefix.checks import explain
 
 LOST = (RuntimeError, "this process lost the others", "see what ended them, then resume or start again")
 
@@ -68,10 +68,9 @@ def gather(mine: list) -> list:
 
 def add(tensors: list[Tensor]) -> None:
     """Each becomes its sum over all ranks, with the same bits on all of them; sent as one."""
-    if not dist.is_initialized():
-        return
-    summed = torch.cat([tensor.flatten() for tensor in tensors])
-    with explain(*LOST):
-        dist.all_reduce(summed)
-    for tensor, part in zip(tensors, summed.split([tensor.numel() for tensor in tensors])):
-        tensor.copy_(part.view(tensor.shape))
+    if dist.is_initialized():
+        summed = torch.cat([tensor.flatten() for tensor in tensors])  # of any layout
+        with explain(*LOST):
+            dist.all_reduce(summed)
+        for tensor, part in zip(tensors, summed.split([tensor.numel() for tensor in tensors])):
+            tensor.copy_(part.view_as(tensor))

@@ -2,8 +2,7 @@
 decoding.
 """
 
-from minprefix.bart import BART
-from minprefix.errors import InputError
+from minprefix.checks import InputError
 from minprefix.generate import generate
 
 
@@ -12,28 +11,20 @@ def encode_source(lm, tokenizer, source: str, limit: int = 0) -> list[int]:
 
     x is cut so that all of it is at most `limit` tokens; 0 cuts nothing.
     """
-    config = lm.config
-    if isinstance(lm, BART):
-        return [config.bos_token_id, *cut(tokenizer.encode(source), limit, 2), config.eos_token_id]
-    return [*cut(tokenizer.encode(source), limit, 1), config.bos_token_id]
+    return cut(lm, tokenizer.encode(source), limit, is_target=False)
 
 
 def encode_target(lm, tokenizer, target: str, limit: int = 0) -> list[int]:
-    """What the loss is over: ids(" " + y), EOS; for BART BOS, ids(y), EOS; cut as a source is.
-
-    BART's decoder starts from EOS and was trained to say BOS next, so its fine-tuning (and transformers'
-    labels) keep BOS as y's first token; generation may force it.
-    """
-    if isinstance(lm, BART):
-        return encode_source(lm, tokenizer, target, limit)
-    return [*cut(tokenizer.encode(" " + target), limit, 1), lm.config.eos_token_id]
+    """What the loss is over: ids(" " + y), EOS; for BART BOS, ids(y), EOS; cut as a source is."""
+    return cut(lm, tokenizer.encode(lm.begins + target), limit, is_target=True)
 
 
-def cut(ids: list[int], limit: int, special: int) -> list[int]:
-    """The first ids, so many that with the special ones they are `limit`; InputError if that is too small."""
-    if limit and limit <= special:
+def cut(lm, ids: list[int], limit: int, is_target: bool) -> list[int]:
+    """The framed ids, of which so many are kept that all are `limit`; InputError if that leaves none."""
+    kept = limit - len(lm.frame([], is_target)) if limit else len(ids)
+    if limit and kept < 1:
         raise InputError(f"texts cannot be cut to {limit} tokens: give more, or 0 to cut nothing")
-    return ids[: limit - special] if limit else ids
+    return lm.frame(ids[:kept], is_target)
 
 
 def newline_ids(tokenizer) -> tuple[int, ...]:
@@ -41,11 +32,11 @@ def newline_ids(tokenizer) -> tuple[int, ...]:
     return tuple(id for id, token in tokenizer.bytes_of_id.items() if b"\n" in token)
 
 
-def generate_texts(lm, tokenizer, sources: list[str], prefix, options: dict) -> list[str]:
-    """One line of text for each source; prefix and options as of `generate`, and max_source, which cuts."""
-    decoding = {"max_source": 0} | options
-    limit = decoding.pop("max_source")
-    ids = [encode_source(lm, tokenizer, source, limit) for source in sources]
-    outputs = generate(lm, ids, prefix, banned=newline_ids(tokenizer), **decoding)
+def generate_texts(
+    lm, tokenizer, sources: list[str], prefix, decoding: dict, max_source: int = 0, ensemble: bool = False
+) -> list[str]:
+    """One line of text for each source; prefix and decoding as of `generate`; max_source cuts the sources."""
+    ids = [encode_source(lm, tokenizer, source, max_source) for source in sources]
+    outputs = generate(lm, ids, prefix, ensemble=ensemble, banned=newline_ids(tokenizer), **decoding)
     texts = ([token for token in tokens if token not in tokenizer.special_ids] for tokens in outputs)
     return [tokenizer.decode(tokens).strip() for tokens in texts]

@@ -1,124 +1,175 @@
-"""Text to token ids and back: byte-level BPE, as of GPT-2 and BART, from their vocab.json and merges.txt.
+"""Text to token ids and back: byte-level BPE, as of GPT-2, BART and SmolLM2, from a checkpoint's own files.
 
 Two numberings meet here. A token's *rank* says how early its merge applies: the 256 bytes first, then the
-lines of merges.txt. A token's *id* is what vocab.json says, and is the model's. They need not agree: tiktoken
-works on ranks, a list turns them into ids.
+merges in their order. A token's *id* is what the vocabulary says, and is the model's. They need not agree:
+tiktoken works on ranks, a list turns them into ids.
 """
 
-import json
 import re
+import reprlib
 from collections.abc import Iterable
 from pathlib import Path
 
+import regex
 import tiktoken
+from tiktoken_ext.openai_public import r50k_pat_str
 
-from minprefix.errors import InputError, explain, refuse_twins
+from minprefix.checks import InputError, explain, read_json
 
 GPT2_SPECIAL = ("<|endoftext|>",)
 BART_SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
-SPACE_BEFORE_MASK = re.compile(r"[^\S\x1c-\x1f]+(?=<mask>)")  # Unicode's white space, which \s exceeds
 OWN_FILE = "put the checkpoint's own file there"
-# GPT-2's pieces: contractions; words, numbers and other signs with the space before them; white space.
-PIECES = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
-
-
-def _spell_bytes() -> dict[str, bytes]:
-    """How vocab.json spells each byte: its Latin-1 character if that prints, else one from U+0100 on."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = sorted(set(range(256)) - set(printable))
-    chars = [chr(b) for b in printable] + [chr(0x100 + n) for n in range(len(others))]
-    return {char: bytes([b]) for char, b in zip(chars, printable + others)}
-
-
-BYTE_OF_CHAR = _spell_bytes()
-
-
-def _to_bytes(token: str) -> bytes:
-    """The bytes that `token` stands for; one not spelt in byte characters (an added one): its own."""
-    if all(char in BYTE_OF_CHAR for char in token):
-        return b"".join(BYTE_OF_CHAR[char] for char in token)
-    return token.encode()
+# How vocabularies spell each byte: its Latin-1 character if that prints, else one from U+0100 on.
+PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+OTHERS = [byte for byte in range(256) if byte not in PRINTABLE]
+BYTE_OF_CHAR = dict(zip(map(chr, [*PRINTABLE, *range(0x100, 0x144)]), PRINTABLE + OTHERS))
+# r50k_pat_str has GPT-2's pieces. SmolLM2 takes out single digits first: white space ends there, too.
+DIGIT_PIECES = r50k_pat_str.replace(r" ?\p{N}++", r"\p{N}").replace("++$", r"++(?=\p{N}|$)")
+EITHER = {"use_regex": True, "trim_offsets": True}  # what old files leave out, and what has no effect
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False} | EITHER
+DIGITS = {"type": "Digits", "individual_digits": True} | EITHER
+# What changes ids or texts, wherever it is set, and is not reproduced here.
+STRANGE = {"normalizer", "dropout", "byte_fallback", "fuse_unk", "ignore_merges", "rstrip", "single_word"}
+STRANGE |= {"continuing_subword_prefix", "end_of_word_suffix", "split_special_tokens"}
+STRANGE |= {"add_prefix_space", "add_bos_token", "add_eos_token"}
+MANY = 100_000  # white space in a row, far below what overflows the stack of tiktoken's regular expressions
+WHITE = "".join(char for char in map(chr, range(0x3001)) if char.isspace() and char not in "\x1c\x1d\x1e\x1f")
 
 
 class Tokenizer:
-    """The ids of Hugging Face's GPT-2 and BART tokenizers for the same files. Made by `load_tokenizer`."""
+    """The ids of Hugging Face's tokenizers for the same files. Made by `load_tokenizer`."""
 
-    def __init__(self, vocab: dict[str, int], merges: list[tuple[str, str]], special: tuple[str, ...]):
-        """`vocab`: token -> id; `merges`: pairs of tokens in the order they apply, each result in `vocab`."""
-        tokens = [*BYTE_OF_CHAR, *(left + right for left, right in merges)]
-        special = [token for token in special if token in vocab]
-        self.special_ids = {vocab[token] for token in special}
-        self.has_mask = "<mask>" in special
-        self.id_of_rank = [vocab[token] for token in tokens + special]
-        self.bytes_of_id = {id: _to_bytes(token) for token, id in vocab.items()}
-        self.bpe = tiktoken.Encoding(
-            "gpt2",
-            pat_str=PIECES,
-            mergeable_ranks={_to_bytes(token): rank for rank, token in enumerate(tokens)},
-            special_tokens={token: rank for rank, token in enumerate(special, len(tokens))},
-        )
+    def __init__(self, model: dict, merges: list[tuple[str, str]], added: list[dict], pieces: str):
+        """model, added: as in tokenizer.json; merges: its pairs of tokens; pieces: the pattern to cut by."""
+        vocab, tokens = model["vocab"], [*BYTE_OF_CHAR, *(left + right for left, right in merges)]
+        self.added = {token["content"]: token["id"] for token in added}
+        self.strips = {token["content"] for token in added if token.get("lstrip")}
+        self.special_ids = {token["id"] for token in added if token.get("special")}
+        self.bytes_of_id = {id: to_bytes(token) for token, id in (vocab | self.added).items()}
+        unknown = vocab.get(model.get("unk_token"))  # stands for a byte without a token
+        self.id_of_rank = [vocab.get(token, unknown) for token in tokens]
+        self.missing = {byte for byte, id in zip(BYTE_OF_CHAR.values(), self.id_of_rank) if id is None}
+        ranks = {to_bytes(token): rank for rank, token in enumerate(tokens)}
+        self.bpe = tiktoken.Encoding("", pat_str=pieces, mergeable_ranks=ranks, special_tokens={})
+        self.pieces = regex.compile(pieces)
+        longest_first = sorted(filter(None, self.added), key=len, reverse=True)
+        self.finder = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
     def encode(self, text: str) -> list[int]:
         """The ids of `text`, none added; a literal `<|endoftext|>` or `</s>` in it is the special token.
 
-        As with Hugging Face, `<mask>` takes in the white space before it.
+        A token with lstrip, as BART's `<mask>` may be, takes in the white space before it.
         """
-        text = SPACE_BEFORE_MASK.sub("", text) if self.has_mask else text
-        return [self.id_of_rank[rank] for rank in self.bpe.encode(text, allowed_special="all")]
+        ids, start = [], 0
+        for match in self.finder.finditer(text):
+            before = text[start : match.start()]
+            ids += self._encode_plain(before.rstrip(WHITE) if match[0] in self.strips else before)
+            ids.append(self.added[match[0]])
+            start = match.end()
+        return ids + self._encode_plain(text[start:])
+
+    def _encode_plain(self, text: str) -> list[int]:
+        """tiktoken finds the pieces and merges their bytes; or merges only, where it cannot find them.
+
+        Bytes that have no token are dropped before the merges, as by Hugging Face.
+        """
+        too_white = len(text) > MANY and any(len(run) > MANY for run in re.findall(f"[{WHITE}]+", text))
+        if not too_white and self.missing.isdisjoint(text.encode(errors="replace")):
+            return [self.id_of_rank[rank] for rank in self.bpe.encode_ordinary(text)]
+        pieces = [piece.encode(errors="replace") for piece in self.pieces.findall(text)]
+        pieces = filter(None, (piece.translate(None, bytes(self.missing)) for piece in pieces))
+        return [self.id_of_rank[rank] for piece in pieces for rank in self.bpe._encode_single_piece(piece)]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`; bytes that are not UTF-8 become U+FFFD. InputError on an unknown id."""
-        ids = [int(id) for id in ids]
-        if unknown := [id for id in ids if id not in self.bytes_of_id]:
-            raise InputError(f"token id {unknown[0]} is not in vocab.json: take it from the model's folder")
-        return b"".join(self.bytes_of_id[id] for id in ids).decode("utf-8", errors="replace")
+        """The text of `ids`; bytes that are not UTF-8 become U+FFFD, and an id without a token nothing."""
+        return b"".join(self.bytes_of_id.get(int(id), b"") for id in ids).decode("utf-8", errors="replace")
+
+
+def to_bytes(token: str) -> bytes:
+    """The bytes that a token stands for; one not spelt in byte characters (an added one): its own."""
+    is_spelt = all(char in BYTE_OF_CHAR for char in token)
+    return bytes(BYTE_OF_CHAR[char] for char in token) if is_spelt else token.encode()
 
 
 def load_tokenizer(folder: str | Path, special: tuple[str, ...] = GPT2_SPECIAL) -> Tokenizer:
-    """From the vocab.json and merges.txt in `folder`. InputError where one is missing or malformed."""
-    vocab = _read_vocab(Path(folder) / "vocab.json")
-    return Tokenizer(vocab, _read_merges(Path(folder) / "merges.txt", vocab), special)
+    """From tokenizer.json in `folder`, or else from vocab.json and merges.txt.
+
+    special: the model's tokens of that kind, which older files need not list. InputError where a file is
+    missing or malformed, or asks for what is not reproduced here.
+    """
+    folder = Path(folder)
+    path, config = folder / "tokenizer.json", read_optional(folder / "tokenizer_config.json")
+    malformed = (AttributeError, LookupError, TypeError, ValueError)
+    with explain(malformed, f"{folder}: the tokenizer's files are malformed", OWN_FILE):
+        parts = read_json(path) if path.exists() else read_older_files(folder, config, special)
+        pieces = check_parts(folder, parts, config, "<s>" in special)
+        model, added = parts["model"], parts["added_tokens"]
+        check_ids(folder, [*model["vocab"].items(), *((token["content"], token["id"]) for token in added)])
+        return Tokenizer(model, check_merges(folder, model["merges"], model["vocab"]), added, pieces)
 
 
-def read_json(path: Path) -> dict:
-    """The JSON object in a file of a checkpoint. InputError where there is none."""
-    text = _read_text(path)
-    with explain((ValueError, RecursionError), f"{path} is not JSON", OWN_FILE):
-        content = json.loads(text, object_pairs_hook=refuse_twins)
-    if not isinstance(content, dict):
-        raise InputError(f"{path} must hold one JSON object: {OWN_FILE}")
-    return content
+def read_optional(path: Path) -> dict:
+    return read_json(path) if path.exists() else {}
 
 
-def _read_text(path: Path) -> str:
-    with explain((OSError, UnicodeDecodeError), f"{path} cannot be read", OWN_FILE):
-        return path.read_text(encoding="utf-8")
+def read_older_files(folder: Path, config: dict, special: tuple[str, ...]) -> dict:
+    """What transformers makes of a folder without tokenizer.json, in the form of that file."""
+    vocab, ids = read_json(folder / "vocab.json"), read_optional(folder / "added_tokens.json")
+    with explain((OSError, UnicodeDecodeError), f"{folder}/merges.txt cannot be read", OWN_FILE):
+        lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
+    merges = [line for line in lines if line.strip() and not line.startswith("#version")]
+    named = config | read_optional(folder / "special_tokens_map.json")
+    values = [*special, *(value for key, value in named.items() if key.endswith("_token"))]
+    values += named.get("additional_special_tokens", [])
+    tokens = [{"content": token} for token in ids]
+    tokens += [{"content": token, "special": True} for token in values if isinstance(token, str)]
+    tokens += [token | {"special": True} for token in values if isinstance(token, dict)]
+    tokens += [token | {"id": int(id)} for id, token in config.get("added_tokens_decoder", {}).items()]
+    latest = {token["content"]: {"id": (vocab | ids).get(token["content"])} | token for token in tokens}
+    added = [token for token in latest.values() if token["id"] is not None]
+    model = {"vocab": vocab, "merges": merges}
+    return {"model": model, "added_tokens": added, "pre_tokenizer": BYTE_LEVEL, "decoder": BYTE_LEVEL}
 
 
-def _read_vocab(path: Path) -> dict[str, int]:
-    vocab = read_json(path)
-    if not all(type(id) is int and id >= 0 for id in vocab.values()):
-        raise InputError(f"{path}: each token needs an id, a whole number from 0 on")
-    token_of_id = {}
-    for token, id in vocab.items():
-        if token_of_id.setdefault(id, token) != token:
-            raise InputError(f"{path}: {token_of_id[id]!r} and {token!r} both have id {id}: make ids unique")
-    if missing := [char for char in BYTE_OF_CHAR if char not in vocab]:
-        raise InputError(f"{path} lacks byte tokens ({' '.join(missing)}): take a byte-level vocabulary")
-    return vocab
+def check_parts(folder: Path, parts: dict, config: dict, is_bart: bool) -> str:
+    """The pattern of the pieces; InputError for what would give other ids or texts than Hugging Face's."""
+    model, cutter, framer = parts["model"], parts["pre_tokenizer"], parts.get("post_processor") or BYTE_LEVEL
+    facts = [fact for part in (config, model, parts, *parts["added_tokens"]) for fact in part.items()]
+    strange = {key: value for key, value in facts if key in STRANGE and value}
+    steps = [EITHER | step | {"trim_offsets": True} for step in cutter.get("pretokenizers", [cutter])]
+    if steps not in ([BYTE_LEVEL], [DIGITS, BYTE_LEVEL]):
+        strange["pre_tokenizer"] = cutter
+    if model.get("type", "BPE") != "BPE":
+        strange["model"] = model["type"]
+    if parts["decoder"]["type"] != "ByteLevel":
+        strange["decoder"] = parts["decoder"]
+    if framer["type"] != "ByteLevel" and len(framer.get("single", "")) != 1 and not is_bart:
+        strange["post_processor"] = framer  # puts tokens around a text; BART's encode_source does that itself
+    for key, value in strange.items():
+        raise InputError(
+            f"{folder}: the tokenizer's {key} is {reprlib.repr(value)}: take a checkpoint without it"
+        )
+    return DIGIT_PIECES if DIGITS in steps else r50k_pat_str
 
 
-def _read_merges(path: Path, vocab: dict[str, int]) -> list[tuple[str, str]]:
-    merges, known = [], set(BYTE_OF_CHAR)
-    for number, line in enumerate(_read_text(path).split("\n"), start=1):
-        if not line.strip() or (number == 1 and line.startswith("#version")):
-            continue
-        pair, joined, place = tuple(line.split()), "".join(line.split()), f"{path}, line {number}"
+def check_ids(folder: Path, pairs: list[tuple[str, int]]) -> None:
+    tokens = {}
+    for token, id in pairs:
+        if type(id) is not int or id < 0 or tokens.setdefault(id, token) != token:
+            raise InputError(
+                f"{folder}: token {token!r} has id {id!r}; each needs its own, a number from 0 on"
+            )
+
+
+def check_merges(folder: Path, merges: list, vocab: dict[str, int]) -> list[tuple[str, str]]:
+    pairs, known = [], {char for char in BYTE_OF_CHAR if char in vocab}
+    for merge in merges:
+        pair = tuple(merge.split() if isinstance(merge, str) else merge)
+        joined = "".join(pair)
         # tiktoken knows a merge by its result alone: that is the same if each result is made in one way only.
-        if len(pair) != 2 or not known.issuperset(pair) or joined in known:
-            raise InputError(f"{place}: {line[:80]!r} must join two tokens made above it into a new one")
-        if joined not in vocab:
-            raise InputError(f"{place}: {joined[:80]!r} is not in vocab.json: take both from one model")
+        if len(pair) != 2 or not known.issuperset(pair) or joined in known or joined not in vocab:
+            problem = f"merge {pair} must join two tokens made above it into a new one of the vocabulary"
+            raise InputError(f"{folder}: {problem}: take all from one model")
         known.add(joined)
-        merges.append(pair)
-    return merges
+        pairs.append(pair)
+    return pairs

@@ -1,5 +1,6 @@
 """Runs of train.py in processes that can be killed: forked from one that has torch, so they start at once."""
 
+import itertools
 import multiprocessing
 import os
 import resource
@@ -10,8 +11,9 @@ from pathlib import Path
 
 import torch
 
+import tasks
 import train
-from minprefix import data
+from minprefix.checks import run_command
 
 # What torch imports when it is first used is imported here, once for all; no backward pass, for what that
 # starts does not survive a fork.
@@ -40,13 +42,10 @@ def finish(target, *arguments) -> int:
 
 
 def run_train(arguments: list[str], errors: str = os.devnull) -> None:
-    """As train.py's last lines do it: one line about wrong input, exit code 2."""
+    """As train.py's last line does it: one line about wrong input, exit code 2."""
+    sys.argv = ["train.py", *arguments]
     with open(errors, "w") as sys.stderr, open(os.devnull, "w") as sys.stdout:
-        try:
-            train.main(arguments)
-        except (train.InputError, OSError) as error:
-            print(error, file=sys.stderr)
-            sys.exit(2)
+        run_command(train.main)
 
 
 def run_train_until(number: int, arguments: list[str], folder: str) -> None:
@@ -56,28 +55,24 @@ def run_train_until(number: int, arguments: list[str], folder: str) -> None:
 
 
 def kill_before(number: int, folder: str) -> None:
-    left = number
+    changes = itertools.count(1)
 
     def watch(event: str, arguments: tuple) -> None:
-        nonlocal left
         writes = event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+")
-        if event in CHANGES or (writes and str(arguments[0]).startswith(folder)):
-            left -= 1
-            if not left:
-                os.kill(os.getpid(), signal.SIGKILL)
+        is_change = event in CHANGES or (writes and str(arguments[0]).startswith(folder))
+        if is_change and next(changes) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(watch)
 
 
 def run_train_to_half_a_save(number: int, arguments: list[str]) -> None:
     """Killed in the middle of writing its number-th file of tensors."""
-    left, write_pt = number, train.write_pt
+    saves, write_pt = itertools.count(1), train.write_pt
 
     def write_half(content: dict, path: Path) -> None:
-        nonlocal left
-        left -= 1
         write_pt(content, path)
-        if not left:
+        if next(saves) == number:
             os.truncate(path, path.stat().st_size // 2)
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -102,7 +97,8 @@ def run_train_with_a_full_disk(arguments: list[str], size: int, errors: str) -> 
 def download(home: str, url: str, official: dict, number: int = 0) -> None:
     """Downloads a small official data set from a local site, killed before the number-th change of a file."""
     os.environ |= {"MINPREFIX_DATA": home, "no_proxy": "127.0.0.1"}
-    names, digests = [(name,) for name in official], tuple(official.values())
-    data.DATASETS["e2e"] = replace(data.DATASETS["e2e"], names=names, digests=digests, url=url)
+    files, digests = tuple((name,) for name in official), tuple(official.values())
+    task = replace(tasks.find_task("e2e"), files=files, digests=digests, url=url)
+    tasks.find_task = lambda _: task
     kill_before(number, home)
-    data.find_files("e2e", "download")
+    tasks.find_files("e2e", "download")

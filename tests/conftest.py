@@ -1,4 +1,4 @@
-"""Tiny random models in the shapes of both sides: ours and, where it is installed, transformers'."""
+"""What many tests do with a model, and the checkpoints that they share."""
 
 import json
 import os
@@ -10,58 +10,53 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 from torch.nn import Module
 
-from minprefix.gpt2 import GPT2, GPT2Config
+from minprefix import InputError
+from minprefix.cache import pad_right
+from minprefix.generate import gather_prefixes
 from minprefix.methods import compute_sites, make_theta, target_loss
 from minprefix.tokenizer import BYTE_OF_CHAR
+from tests.models import make_gpt2, write_vocabulary
 
 
-def make_gpt2(seed=0, vocab_size=40, n_layer=2, n_head=2, n_embd=32, n_positions=128) -> GPT2:
-    """A random, frozen GPT-2 with large weights, so that its distributions are far from uniform."""
-    torch.manual_seed(seed)
-    lm = GPT2(GPT2Config(vocab_size, n_positions, n_embd, n_layer, n_head))
-    for parameter in lm.parameters():
-        parameter.data.normal_(std=0.3)
-    return lm.eval().requires_grad_(False)
+def assert_close(ours: Tensor, theirs: Tensor, tolerance: float = 1e-5) -> None:
+    """Within the tolerance, relative to the largest."""
+    assert (ours - theirs).abs().max() <= tolerance * theirs.abs().max().clamp(min=1.0)
 
 
-def as_transformers(lm: GPT2):
-    """The same model as transformers' GPT2LMHeadModel."""
-    transformers = pytest.importorskip(
-        "transformers", reason="transformers is a test dependency: pip install .[test]"
-    )
-    c = lm.config
-    config = transformers.GPT2Config(
-        vocab_size=c.vocab_size,
-        n_positions=c.n_positions,
-        n_embd=c.n_embd,
-        n_layer=c.n_layer,
-        n_head=c.n_head,
-        attn_pdrop=0.0,
-        embd_pdrop=0.0,
-        resid_pdrop=0.0,
-        bos_token_id=c.bos_token_id,
-        eos_token_id=c.eos_token_id,
-        pad_token_id=c.eos_token_id,
-    )
-    theirs = transformers.GPT2LMHeadModel(config).eval()
-    theirs.transformer.load_state_dict(lm.state_dict())
-    return theirs
+def assert_refused(call, *parts: str) -> str:
+    """In one sentence, which is not one error in another."""
+    with pytest.raises(InputError) as refused:
+        call()
+    message = str(refused.value)
+    assert all(part in message for part in parts), f"{parts}: {message}"
+    assert "\n" not in message and not message.endswith(".") and len(message) < 1000, message
+    assert max(map(message.count, ("put the", "again", "cannot be"))) <= 1, message
+    return message
 
 
-def pad_left(rows: list[list[int]], value: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def ids_of(seed: int, *shape: int) -> Tensor:
+    return torch.randint(3, 40, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def pad_left(rows: list[list[int]], value: int = 0) -> tuple[Tensor, Tensor]:
     """ids and attention mask (B, T), as transformers' generate expects a batch."""
-    width = max(map(len, rows))
-    ids = torch.tensor([[value] * (width - len(row)) + row for row in rows])
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-    return ids, mask
+    ids, mask = pad_right([row[::-1] for row in rows], value)
+    return ids.flip(1), mask.flip(1).long()
 
 
 def random_sources(seed: int, count: int = 3, vocab_size: int = 40, longest: int = 12) -> list[list[int]]:
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(1, longest, (count,), generator=generator).tolist()
     return [torch.randint(1, vocab_size, (n,), generator=generator).tolist() for n in lengths]
+
+
+def continue_from(lm, sources: list[list[int]], prefixes: list, y: Tensor) -> Tensor:
+    """Logits (B, T, V) of what follows y (B, T), each row behind its source and its prefix or None."""
+    x, mask = pad_right(sources, value=1)
+    return lm.logits(lm.hidden(y, lm.read(x, mask, gather_prefixes(prefixes))))
 
 
 def train_steps(lm, batch: list, method: str, steps: int, sites=(), hidden=16) -> tuple[Module, list[float]]:
@@ -87,23 +82,9 @@ def tiny_folder(tmp_path_factory) -> Path:
     save_file({f"transformer.{name}": t for name, t in lm.state_dict().items()}, folder / "model.safetensors")
     config = {key: value for key, value in asdict(lm.config).items() if key not in ("name", "fingerprint")}
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "gpt2"}))
-    (folder / "vocab.json").write_text(
-        json.dumps({"<|endoftext|>": 0} | {b: i for i, b in enumerate(BYTE_OF_CHAR, 1)})
-    )
-    (folder / "merges.txt").write_text("#version: 0.2\n")
+    write_vocabulary(folder, ["<|endoftext|>", *BYTE_OF_CHAR])
     return folder
 
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
-
-
-@pytest.fixture(scope="session")
-def bundled() -> str:
-    """The bundled GPT-2's folder."""
-    return str(WEIGHTS / "gpt2-mini")
-
-
-@pytest.fixture(scope="session")
-def bundled_bart() -> str:
-    """The bundled BART's folder."""
-    return str(WEIGHTS / "bart-mini")
+BUNDLED, BUNDLED_BART = str(WEIGHTS / "gpt2-mini"), str(WEIGHTS / "bart-mini")

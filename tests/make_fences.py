@@ -12,9 +12,10 @@ import sample
 import train
 from minprefix import from_peft, generate, load_lm, load_prefix, save_prefix, to_peft  # noqa: F401 (the tests')
 from minprefix.config import Config, parse_config
-from minprefix.data import find_files, make_batches, pick, read_split
 from minprefix.methods import collapse, compute_sites, make_theta, target_loss
 from minprefix.texts import encode_source, encode_target
+from tasks import choose_presets, find_files, pick, read_split
+from train import make_batches
 
 # isort: split
 import contextlib
@@ -158,7 +159,7 @@ def measure_presets() -> dict:
     datasets = ("e2e", "webnlg", "xsum", "bbc")
     for dataset, model, method in itertools.product(datasets, ("", "model=gpt2-medium "), methods):
         line = f"dataset={dataset} {model}{method}"
-        config = parse_config(line.split())
+        config = parse_config(line.split(), choose_presets)
         changed = {name: getattr(config, name) for name in vars(Config()) if name not in line}
         facts[line] = {name: value for name, value in changed.items() if value != getattr(Config(), name)}
     return facts

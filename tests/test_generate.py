@@ -1,124 +1,166 @@
-"""Decoding against transformers, and against tables that a person can check."""
+"""Decoding against transformers, a search that keeps nothing, and a table; many prefixes at once."""
 
 import dataclasses
-import types
+import functools
+import json
+from collections import Counter
 
 import pytest
 import torch
 
-from minprefix.cache import Cache
-from minprefix.errors import InputError
-from minprefix.generate import generate
-from minprefix.hub import load_lm
-from minprefix.prefix import SavedPrefix, read_activations
-from tests.conftest import as_transformers, make_gpt2, pad_left, random_sources
+import sample
+from minprefix import InputError, generate, load_lm, load_prefix, save_prefix
+from minprefix.bart import BART
+from minprefix.cache import pad_right
+from minprefix.methods import collapse
+from minprefix.texts import generate_texts
+from tests.conftest import BUNDLED, assert_close, continue_from, pad_left, random_sources, train_steps
+from tests.models import MODELS, SHAPES, Table, as_transformers, both_models, make_gpt2, make_prefix
+
+# --- against transformers ---
 
 
-def generate_theirs(lm, sources: list[list[int]], theirs=None, **options) -> list[list[int]]:
-    ids, mask = pad_left(sources)
-    out = (theirs or as_transformers(lm)).generate(
-        input_ids=ids, attention_mask=mask, do_sample=False, pad_token_id=0, **options
-    )
-    texts = [row[ids.shape[1] :].tolist() for row in out]
-    return [row[: row.index(0)] if 0 in row else row for row in texts]
+def generate_theirs(lm, sources: list[list[int]], theirs=None, beams: int = 1, banned=(), **options):
+    """transformers' ids, without what they go on from, EOS cut."""
+    theirs, config = theirs or as_transformers(lm), lm.config
+    x, mask = pad_right(sources, value=1) if isinstance(lm, BART) else pad_left(sources)
+    start = 1 if isinstance(lm, BART) else x.shape[1]
+    names = ("decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id")
+    theirs.generation_config.update(**{name: getattr(config, name, None) for name in names}, pad_token_id=1)
+    options |= {"num_beams": beams, "suppress_tokens": list(banned) or None, "do_sample": False}
+    out = theirs.generate(input_ids=x, attention_mask=mask.long(), **options)
+    texts = [[*row[start:].tolist(), config.eos_token_id] for row in out]
+    return [row[: row.index(config.eos_token_id)] for row in texts]
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_greedy_ids_are_those_of_transformers(seed):
-    lm, sources = make_gpt2(seed), random_sources(seed, count=5)
-    theirs = generate_theirs(lm, sources, num_beams=1, max_new_tokens=20)
-    assert generate(lm, sources, beams=1, max_new_tokens=20) == theirs
+MAKERS = {  # of the bart-large family some force BOS, some EOS
+    "GPT-2": lambda seed: make_gpt2(seed),
+    "BART": lambda seed: MODELS["BART"](seed, **SHAPES[seed]),
+    "BART that forces": lambda seed: MODELS["BART"](seed, forced_bos_token_id=0, forced_eos_token_id=2),
+}
+PENALTIES = [dict(length_penalty=alpha) for alpha in (0.0, 0.8, 1.0, 2.0)]
+CUT, XSUM = dict(min_new_tokens=6, banned=(3, 7, 11)), dict(min_new_tokens=6, no_repeat_ngram_size=2)
+CASES = [(model, options) for model in MODELS for options in [*PENALTIES, CUT]]
+CASES += [("BART that forces", PENALTIES[i] | XSUM | dict(early_stopping=i > 1)) for i in (1, 2, 3)]
 
 
-def test_the_bundled_model_writes_what_it_writes_in_transformers(bundled):
+@pytest.mark.parametrize(("model", "options"), CASES)
+@pytest.mark.parametrize("beams", [1, 2, 4, 6])
+def test_ids_are_those_of_transformers(beams, model, options):
+    lengths, options = set(), options | dict(beams=beams, max_new_tokens=14)
+    for seed in range(len(SHAPES)):
+        lm, sources = MAKERS[model](seed), random_sources(seed, count=4)
+        ours = generate(lm, sources, **options)
+        assert ours == generate_theirs(lm, sources, **options), f"seed {seed}"
+        lengths |= {len(row) for row in ours}
+    assert len(lengths) > 2
+
+
+def test_the_bundled_model_writes_what_it_writes_in_transformers():
     transformers = pytest.importorskip("transformers", reason="transformers is a test dependency")
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(bundled, dtype=torch.float32).eval()
-    lm, tokenizer = load_lm(bundled)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(BUNDLED, dtype=torch.float32).eval()
+    lm, tokenizer = load_lm(BUNDLED)
     words = ("The river is", "name : Blue Spice | area : city centre", "In 1999, a")
     sources = [tokenizer.encode(text) for text in words]
     for beams, length_penalty in ((1, 1.0), (5, 0.0), (5, 1.0), (4, 2.0)):
         options = dict(max_new_tokens=20, length_penalty=length_penalty)
-        expected = generate_theirs(lm, sources, theirs, num_beams=beams, **options)
+        expected = generate_theirs(lm, sources, theirs, beams, **options)
         assert generate(lm, sources, beams=beams, **options) == expected
 
 
-@pytest.mark.parametrize("length_penalty", [0.0, 0.8, 1.0, 2.0])
-@pytest.mark.parametrize("beams", [2, 4, 5])
-def test_beam_ids_are_those_of_transformers(beams, length_penalty):
-    for seed in range(5):
-        lm, sources = make_gpt2(seed), random_sources(seed, count=4)
-        options = dict(max_new_tokens=14, length_penalty=length_penalty)
-        theirs = generate_theirs(lm, sources, num_beams=beams, **options)
-        assert generate(lm, sources, beams=beams, **options) == theirs, f"seed {seed}"
+# --- against a search that keeps nothing: every token of every beam is computed anew, each row alone ---
 
 
-def test_minimum_length_and_banned_tokens_are_those_of_transformers():
-    for seed in range(5):
-        lm, sources = make_gpt2(seed), random_sources(seed)
-        theirs = generate_theirs(
-            lm, sources, num_beams=3, max_new_tokens=12, min_new_tokens=6, suppress_tokens=[3, 7, 11]
-        )
-        ours = generate(lm, sources, beams=3, max_new_tokens=12, min_new_tokens=6, banned=(3, 7, 11))
-        assert ours == theirs
-        assert all(len(row) >= 6 and not {3, 7, 11} & set(row) for row in ours)
+def mean_log_p(lm, source: list[int], y: list[int], members: list) -> torch.Tensor:
+    """log of the mean of the members' probabilities of what follows y (V,)."""
+    read, start = lm.split(source)
+    logits = [continue_from(lm, [read], [prefix], torch.tensor([[*start, *y]]))[0, -1] for prefix in members]
+    return torch.stack(logits).softmax(-1).mean(0).log()
 
 
-class Table:
-    """A language model that a person can check by hand: p(next | last token) is a table. EOS is 0."""
-
-    def __init__(self, table: list[list[float]]):
-        self.log_p = torch.tensor(table).log()
-        self.wte = types.SimpleNamespace(weight=torch.zeros(len(table), 1))
-        self.config = types.SimpleNamespace(eos_token_id=0, n_positions=999, vocab_size=len(table))
-
-    def split(self, source):
-        return source[:-1], source[-1:]
-
-    def count_positions(self, prefix, source, target):
-        return prefix + source + target
-
-    def read(self, x, mask, prefixes):
-        cache = Cache(len(x), 1, 1, 1, like=torch.zeros(1))
-        cache.splice(torch.zeros(x.shape[1], 2))
-        return cache
-
-    def hidden(self, ids, cache):
-        cache.advance(torch.ones_like(ids).bool())
-        cache.append(0, torch.zeros(len(ids), 1, ids.shape[1], 1), torch.zeros(len(ids), 1, ids.shape[1], 1))
-        return ids[:, :, None].float()
-
-    def logits(self, h):
-        return self.log_p[h[:, :, 0].long()]
-
-    def __call__(self, ids, cache):
-        return self.logits(self.hidden(ids, cache))
+def search_slowly(lm, source: list[int], members: list, K: int, steps: int, alpha: float = 1.0) -> list[int]:
+    """Textbook beam search; with one beam greedy, which ends at its first EOS."""
+    eos, running, finished = lm.config.eos_token_id, [(0.0, [])], []
+    for length in range(1, steps + 1):
+        grown = []
+        for score, y in running:
+            log_p = mean_log_p(lm, source, y, members).tolist()
+            grown += [(score + p, [*y, token]) for token, p in enumerate(log_p)]
+        grown = sorted(grown, reverse=True)[: 2 * K]
+        ended = [y[-1] == eos or length == steps for _, y in grown]
+        finished += [(score / length**alpha, y) for (score, y), end in zip(grown[:K], ended) if end]
+        finished = sorted(finished, reverse=True)[:K]
+        running = [hypothesis for hypothesis, end in zip(grown, ended) if not end][:K]
+        hope = running[0][0] / length**alpha if running and K > 1 else -torch.inf
+        if len(finished) == K and hope <= finished[-1][0]:
+            break
+    return [token for token in finished[0][1] if token != eos]
 
 
-# From 1: EOS with 0.5 at once, or 2 with 0.4 and then 3, EOS almost surely.
-#   [EOS]         log p = ln .5              = -0.693, |y| = 1
-#   [2, 3, EOS]   log p = ln (.4 * .9 * .9)  = -1.127, |y| = 3: -1.127 / 3 = -0.376
-TABLE = [
-    [1.0, 0.0, 0.0, 0.0],
-    [0.5, 0.0, 0.4, 0.1],
-    [0.1, 0.0, 0.0, 0.9],
-    [0.9, 0.0, 0.1, 0.0],
-]
+def make_users(lm, seed: int) -> list:
+    """Prefixes of many lengths and methods, and one row without; of BART also each site alone."""
+    users = [make_prefix(lm, 5, seed), None, make_prefix(lm, 3, seed, "embedding"), make_prefix(lm, 1, seed)]
+    if isinstance(lm, BART):
+        return users + [make_prefix(lm, {site: 1 + i}, seed) for i, site in enumerate(lm.site_widths())]
+    return [*users, make_prefix(lm, 2, seed, "infix"), make_prefix(lm, 4, seed, "embedding")]
 
 
-@pytest.mark.parametrize(("length_penalty", "winner"), [(0.0, []), (1.0, [2, 3])])
-def test_the_length_penalty_swaps_the_winner(length_penalty, winner):
-    assert generate(Table(TABLE), [[1]], beams=2, max_new_tokens=5, length_penalty=length_penalty) == [winner]
+@both_models
+@pytest.mark.parametrize("beams", [1, 2, 4])
+def test_rows_with_prefixes_of_all_kinds_are_each_row_alone_and_uncached(beams, model):
+    changed = 0
+    for seed in range(3):
+        lm = MODELS[model](seed)
+        users = make_users(lm, seed)
+        sources = random_sources(seed, count=len(users))
+        found = generate(lm, sources, users, beams=beams, max_new_tokens=8)
+        assert found == [search_slowly(lm, x, [user], beams, 8) for x, user in zip(sources, users)]
+        bare = generate(lm, sources, beams=beams, max_new_tokens=8)
+        assert bare[1] == found[1]
+        changed += sum(row != without for row, without in zip(found, bare))
+    assert changed >= 8, "the prefixes must matter"
 
 
-def test_greedy_takes_the_likeliest_token_where_a_beam_looks_ahead():
-    assert generate(Table(TABLE), [[1]], beams=1) == [[]]
+@both_models
+@pytest.mark.parametrize(("beams", "alpha"), [(1, 1.0), (4, 1.0), (4, 2.0), (8, 0.0)])
+def test_an_ensemble_decodes_by_the_mean_distribution_each_source_alone(beams, alpha, model):
+    """Sources end at different steps, and take all their members' rows with them."""
+    differs, options = 0, dict(beams=beams, max_new_tokens=8, length_penalty=alpha)
+    for seed in range(3):
+        lm, sources = MODELS[model](seed), random_sources(seed, count=5)
+        members = [make_prefix(lm, 3, seed), None, make_prefix(lm, 2, seed + 1, "embedding")]
+        expected = [search_slowly(lm, source, members, beams, 8, alpha) for source in sources]
+        for batch_size in (2, 5):
+            assert generate(lm, sources, members, True, batch_size=batch_size, **options) == expected
+        differs += all(generate(lm, sources, one, **options) != expected for one in members)
+    assert differs >= 2, "the ensemble must not be one of its members"
+
+
+# --- draws ---
+
+TABLE = [[1.0, 0.0, 0.0, 0.0], [0.5, 0.0, 0.4, 0.1], [0.1, 0.0, 0.0, 0.9], [0.9, 0.0, 0.1, 0.0]]
+DRAW = dict(beams=1, sample=True, max_new_tokens=1)
+
+
+def assert_shares(draws: list[list[int]], p: list[float]) -> None:
+    """Of each first token (EOS, 0, is cut), within 5 standard deviations."""
+    shares, n = Counter(row[0] if row else 0 for row in draws), len(draws)
+    for token, p_token in enumerate(p):
+        assert abs(shares[token] / n - p_token) < 5 * (p_token * (1 - p_token) / n) ** 0.5 + 1e-9
 
 
 def test_sampling_draws_from_the_table():
-    """10,000 draws of one token from (.5, 0, .4, .1): each share within 5 standard deviations."""
-    draws = generate(Table(TABLE), [[1]] * 10_000, beams=1, sample=True, max_new_tokens=1, batch_size=10_000)
-    shares = [sum(row == token for row in draws) / 10_000 for token in ([], [2], [3])]
-    assert all(abs(share - p) < 0.025 for share, p in zip(shares, (0.5, 0.4, 0.1)))
+    assert_shares(generate(Table(TABLE), [[1]] * 10_000, batch_size=10_000, **DRAW), TABLE[1])
+
+
+def test_an_ensemble_draws_from_the_mean_distribution():
+    lm = make_gpt2(vocab_size=6)
+    members = [make_prefix(lm, n, n) for n in (2, 4)]
+    p = mean_log_p(lm, [1, 2], [], members).exp()
+    ask = functools.partial(generate, lm, [[1, 2]] * 6000, batch_size=6000, **DRAW)
+    assert_shares(ask(members, True), p.tolist())
+    assert ask([members[0]] * 3, True) == ask(members[0])  # who agree are one
+    assert (mean_log_p(lm, [1, 2], [], members[:1]).exp() - p).abs().max() > 0.05, "one alone must differ"
 
 
 @pytest.mark.parametrize(
@@ -133,87 +175,105 @@ def test_sampling_draws_from_the_table():
     ],
 )
 def test_what_sampling_cuts_is_never_drawn(options, possible):
-    draws = generate(Table(TABLE), [[1]] * 500, beams=1, sample=True, max_new_tokens=1, **options)
-    assert {tuple(row) for row in draws} == possible
+    assert {tuple(row) for row in generate(Table(TABLE), [[1]] * 500, **DRAW, **options)} == possible
 
 
 def test_the_seed_decides_the_draw():
     lm, sources = make_gpt2(), random_sources(0)
-    draws = [generate(lm, sources, beams=1, sample=True, seed=seed, max_new_tokens=20) for seed in (1, 1, 2)]
+    draws = [generate(lm, sources, **DRAW | {"max_new_tokens": 20}, seed=seed) for seed in (1, 1, 2)]
     assert draws[0] == draws[1] != draws[2]
 
 
-def make_prefix(seed: int, length: int, site: str = "decoder") -> SavedPrefix:
-    return as_prefix(torch.randn(length, 128, generator=torch.Generator().manual_seed(seed)), site)
+# --- who else is in the batch does not matter ---
 
 
-def as_prefix(P_theta: torch.Tensor, site: str = "decoder") -> SavedPrefix:
-    return SavedPrefix(
-        "prefix", {site: P_theta}, "shifted", {"name": "", "config": {}, "fingerprint": ""}, {}, {}, ""
-    )
+@both_models
+def test_a_user_s_logits_do_not_depend_on_who_else_is_in_the_batch(model):
+    """Bit for bit while the shapes of the batch stay: no row enters another's sums. Another batch size or
+    padding lets the kernels add in another order: 1e-5.
+    """
 
+    def read_logits(sources, prefixes):
+        y = torch.tensor([source[-1:] for source in sources])
+        return continue_from(lm, [source[:-1] for source in sources], prefixes, y)[:, 0]
 
-@pytest.mark.parametrize("beams", [1, 4])
-def test_rows_with_different_prefixes_are_each_row_alone(beams):
-    prefixes = [make_prefix(1, 5), None, make_prefix(2, 2), make_prefix(3, 3, "infix"), make_prefix(1, 5)]
-    changed = 0
     for seed in range(4):
-        lm, sources = make_gpt2(seed), random_sources(seed, count=5)
-        together = generate(lm, sources, prefixes, beams=beams, max_new_tokens=12)
-        alone = [
-            generate(lm, [source], prefix, beams=beams, max_new_tokens=12)[0]
-            for source, prefix in zip(sources, prefixes)
-        ]
-        assert together == alone
-        bare = generate(lm, sources, beams=beams, max_new_tokens=12)
-        changed += sum(row != without for row, without in zip(together, bare))
-    assert changed >= 8, "the prefixes must matter"
+        lm, (x,) = MODELS[model](seed), random_sources(seed, count=1, longest=9)
+        ours, short, long = (make_prefix(lm, n, seed + n) for n in (3, 2, 6))
+        other = make_prefix(lm, 2, seed + 99)
+        batch = read_logits([x, x], [short, ours])[1]
+        assert torch.equal(read_logits([x, x], [other, ours])[1], batch)
+        assert torch.equal(read_logits([[7] * len(x), x], [None, ours])[1], batch)
+        for others in ([], [long], [short, None]):
+            assert_close(read_logits([x] * (1 + len(others)), [*others, ours])[-1], batch)
+        assert (read_logits([x], [short])[0] - batch).abs().max() > 0.01 * batch.abs().max()
 
 
-def test_a_prefix_of_real_words_continues_as_the_words_do():
-    for seed in range(4):
-        lm, sources = make_gpt2(seed), random_sources(seed)
-        words = as_prefix(read_activations(lm, [7, 3, 9], 3))
-        spoken = generate(lm, [[7, 3, 9, *source] for source in sources], max_new_tokens=12)
-        assert generate(lm, sources, words, max_new_tokens=12) == spoken
+def test_a_user_s_draws_do_not_depend_on_who_else_is_in_the_batch():
+    """Nor on a prefix so large that its own row is NaN; one user's repeated questions are drawn anew."""
+    lm, options = make_gpt2(), DRAW | dict(max_new_tokens=8, seed=3)
+    ours, other = make_prefix(lm, 3, 1), make_prefix(lm, 2, 2)
+    huge = dataclasses.replace(other, sites={"decoder": torch.full_like(other.sites["decoder"], 3e38)})
+    x, y = [5, 6, 7], [8, 9]
+    alone = generate(lm, [x, y, x, x], [ours] * 4, **options)
+    assert len({tuple(alone[row]) for row in (0, 2, 3)}) > 1
+    for neighbour in (other, huge, None):
+        rows = [neighbour, ours, neighbour, ours, ours, ours]
+        together = generate(lm, [x, x, y, y, x, x], rows, batch_size=4, **options)
+        assert [together[row] for row in (1, 3, 4, 5)] == alone
 
 
-def test_batches_do_not_change_the_outputs():
-    lm, sources = make_gpt2(), random_sources(0, count=7)
-    whole = generate(lm, sources, beams=3, max_new_tokens=12, batch_size=7)
-    assert generate(lm, sources, beams=3, max_new_tokens=12, batch_size=2) == whole
+def test_sample_answers_with_all_prefixes_together(tiny_folder, tmp_path):
+    lm, tokenizer = load_lm(tiny_folder)
+    paths = [tmp_path / "a.pt", tmp_path / "b.pt"]
+    for path, method in zip(paths, ("prefix", "infix")):
+        theta, _ = train_steps(lm, [([5, 6, 0], [8, 9, 0])], method, 3)
+        save_prefix(collapse(lm, method, theta, {}, "made up"), path)
+    (tmp_path / "in.txt").write_text("name : Blue Fig\nname : Ox\n")
+    given = [f"--prefix={path}" for path in paths] + [f"--input={tmp_path / 'in.txt'}", "--ensemble"]
+    sample.main([*given, f"--output={tmp_path / 'out.jsonl'}", "--max-new-tokens=6"])
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    members, options = [load_prefix(path) for path in paths], dict(max_new_tokens=6)
+    expected = generate_texts(lm, tokenizer, ["name : Blue Fig", "name : Ox"], members, options, 0, True)
+    assert [line["text"] for line in lines] == expected
+    assert {line["prefix"] for line in lines} == {"ensemble"}
+
+
+# --- what is refused ---
+
+BOUNDS = {"beams": 0, "max_new_tokens": 0, "min_new_tokens": 101, "no_repeat_ngram_size": -1, "seed": -1}
+BOUNDS |= {"temperature": 0.0, "top_p": 1.5, "top_k": -1, "length_penalty": float("nan")}
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"beams": 0}, "beams is 0"),
-        ({"max_new_tokens": 0}, "max_new_tokens is 0"),
-        ({"min_new_tokens": 101}, "min_new_tokens is 101"),
-        ({"temperature": 0.0}, "temperature is 0"),
-        ({"top_p": 1.5}, "top_p is 1.5"),
-        ({"top_k": -1}, "top_k is -1"),
+        *[({name: value}, f"{name} is {value}") for name, value in BOUNDS.items()],
+        ({"beams": 10**9}, "beams is 1000000000"),
+        ({"beam": 1}, "unknown key 'beam'; did you mean 'beams'"),
         ({"sample": True, "beams": 4}, "set beams to 1"),
+        ({"top_k": 3}, "set sample too"),
         ({"max_new_tokens": 500}, "source 1 needs 5[0-9]+ positions"),
         ({"prefix": [None]}, "1 prefixes for 3 sources"),
+        ({"ensemble": True}, "an ensemble needs a list of prefixes"),
+        ({"ensemble": True, "prefix": []}, "an ensemble needs a list of prefixes"),
+        ({"sources": [[1], []]}, "source 2 is empty"),
     ],
 )
 def test_senseless_options_are_refused(options, words):
     with pytest.raises(InputError, match=words):
-        generate(make_gpt2(), random_sources(0), **options)
+        generate(make_gpt2(), **{"sources": random_sources(0)} | options)
 
 
-def test_an_empty_source_is_refused():
-    with pytest.raises(InputError, match="source 2 is empty"):
-        generate(make_gpt2(), [[1], []])
-
-
-def test_a_prefix_of_another_model_is_refused():
-    foreign = dataclasses.replace(
-        make_prefix(1, 2), base={"name": "theirs", "config": {}, "fingerprint": "abc"}
-    )
-    for prefix in (foreign, as_prefix(torch.randn(2, 64)), dataclasses.replace(foreign, sites={})):
-        with pytest.raises(InputError, match="pass --model"):
-            generate(make_gpt2(), [[1]], prefix)
-    with pytest.raises(InputError, match="has no prefix"):
-        generate(make_gpt2(), [[1]], dataclasses.replace(make_prefix(1, 2), sites={}))
+@both_models
+def test_a_prefix_of_another_model_is_refused(model):
+    lm = MODELS[model]()
+    good, foreign = make_prefix(lm, 2), [make_prefix(make_gpt2(n_embd=16), 2)]
+    infix = make_prefix(make_gpt2(), 2, method="infix")
+    foreign += [make_prefix(MODELS["BART"](d_model=16), 2), dataclasses.replace(infix, positions="unshifted")]
+    base = {"name": "theirs", "config": {}, "fingerprint": "abc"}
+    changes = [{"base": base}, {"positions": "another"}]
+    changes += [{"sites": {site: P_theta[:, 1:]}} for site, P_theta in good.sites.items()]
+    for prefix in [*foreign, *(dataclasses.replace(good, **change) for change in changes)]:
+        with pytest.raises(InputError, match=r"does not fit.*pass --model"):
+            generate(lm, [[5], [6]], [good, prefix], ensemble=True, max_new_tokens=9)

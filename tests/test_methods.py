@@ -6,69 +6,50 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from minprefix import InputError, generate, load_prefix, save_prefix
 from minprefix.bart import BART, BARTConfig
-from minprefix.errors import InputError
-from minprefix.generate import generate
+from minprefix.generate import check_base
 from minprefix.gpt2 import GPT2, GPT2Config
 from minprefix.methods import apply_tensors, collapse, compute_sites, make_theta, target_loss
-from minprefix.prefix import MLPPrefix, fit, read_activations
-from minprefix.store import load_prefix, save_prefix
-from tests.conftest import as_transformers, make_gpt2, train_steps
-from tests.test_bart import make_bart
+from minprefix.prefix import choose_sites, read_activations
+from tests.conftest import assert_close, train_steps
+from tests.models import BATCHES, MODELS, as_transformers, both_models, make_bart, make_gpt2, make_prefix
 
-BATCH = [([5, 6, 7, 0], [8, 9, 0]), ([3, 0], [4, 0]), ([0], [9, 9, 9, 9, 0])]
+PREFIXES = [("GPT-2", method, ()) for method in ("prefix", "infix", "embedding")]
+PREFIXES += [("BART", "prefix", sites) for sites in ((), ("encoder",), ("decoder",), ("cross",))]
 
 
-@pytest.mark.parametrize("method", ["prefix", "infix", "embedding"])
-def test_only_theta_changes_and_the_loss_falls(method):
-    lm = make_gpt2()
+@pytest.mark.parametrize(("model", "method", "sites"), [*PREFIXES, ("BART", "embedding", ())])
+def test_only_theta_changes_and_its_prefix_is_what_is_stored(model, method, sites):
+    lm, batch = MODELS[model](), BATCHES[model]
     before = {name: tensor.clone() for name, tensor in lm.state_dict().items()}
-    _, losses = train_steps(lm, BATCH, method, 30)
-    assert losses[-1] < losses[0] - 0.1
+    theta, losses = train_steps(lm, batch, method, 30, sites)
+    assert losses[-1] < losses[0] - 0.05
     assert all(torch.equal(tensor, before[name]) for name, tensor in lm.state_dict().items())
     assert all(parameter.grad is None for parameter in lm.parameters())
+    saved = collapse(lm, method, theta, {}, "made up")
+    shapes = {site: (3, lm.site_widths()[site]) for site in sites or choose_sites(lm, method, ())}
+    assert {site: tuple(P_theta.shape) for site, P_theta in saved.sites.items()} == shapes
+    assert saved.positions == lm.positions and not saved.tensors
+    check_base(saved, lm)
+    with torch.no_grad():
+        trained = target_loss(lm, compute_sites(lm, method, theta), batch)[0]
+        assert torch.equal(trained, target_loss(lm, saved.sites, batch)[0])
 
 
-def test_full_fine_tuning_changes_every_parameter():
-    lm = make_gpt2()
-    before = {name: tensor.clone() for name, tensor in lm.state_dict().items()}
-    _, losses = train_steps(lm, BATCH, "full", 30)
-    assert losses[-1] < losses[0] - 0.1
-    assert not any(torch.equal(tensor, before[name]) for name, tensor in lm.state_dict().items())
-
-
-def test_the_loss_is_over_y_and_its_end_only():
-    """Eq. 2 by hand: the log-probabilities of y's tokens, each row alone and unpadded."""
-    lm = make_gpt2()
-    summed, tokens = target_loss(lm, {}, BATCH)
-    by_hand = 0.0
-    for source, y in BATCH:
-        log_p = lm(torch.tensor([source + y])).log_softmax(-1)[0]
-        by_hand -= sum(float(log_p[len(source) - 1 + i, token]) for i, token in enumerate(y))
-    assert tokens == 3 + 2 + 5
-    assert float(summed) == pytest.approx(by_hand, rel=1e-5)
-
-
-def test_one_call_for_x_and_y_is_as_good_as_two():
+def test_a_batch_in_one_call_is_each_row_alone_in_two():
     """The loss and its gradient, for sources and targets of several lengths, one source of a single token."""
-    lm = make_gpt2()
-    gradients = []
-    for at_once in (True, False):
-        torch.manual_seed(1)
-        theta = make_theta(lm, "prefix", 3, 0, [])
-        sites = compute_sites(lm, "prefix", theta)
-        if at_once:
-            loss = target_loss(lm, sites, BATCH)[0]
-        else:
-            loss = torch.zeros(())
-            for source, y in BATCH:
-                x = torch.tensor([source[:-1]], dtype=torch.long)
-                cache = lm.read(x, torch.ones_like(x), {"decoder": (sites["decoder"], None)})
-                logits = lm.logits(lm.hidden(torch.tensor([[source[-1], *y[:-1]]]), cache))[0]
-                loss = loss + F.cross_entropy(logits, torch.tensor(y), reduction="sum")
-        loss.backward()
-        gradients.append((loss.detach(), theta["decoder"].P.grad))
-    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-6)
+    lm, batch, alone = make_gpt2(), BATCHES["GPT-2"], 0.0
+    P_theta = make_prefix(lm, 3).sites["decoder"].requires_grad_()
+    together, count = target_loss(lm, {"decoder": P_theta}, batch)
+    for source, y in batch:
+        x = torch.tensor([source[:-1]], dtype=torch.long)
+        cache = lm.read(x, torch.ones_like(x), {"decoder": (P_theta, None)})
+        logits = lm(torch.tensor([[source[-1], *y[:-1]]]), cache)[0]
+        alone = alone + F.cross_entropy(logits, torch.tensor(y), reduction="sum")
+    assert count == 3 + 2 + 5
+    assert_close(together, alone)
+    assert_close(*(torch.autograd.grad(loss, P_theta)[0] for loss in (together, alone)))
 
 
 def test_the_mlp_runs_once_a_step_and_not_once_a_row():
@@ -76,49 +57,27 @@ def test_the_mlp_runs_once_a_step_and_not_once_a_row():
     theta = make_theta(lm, "prefix", 3, 16, [])
     calls = []
     theta["decoder"].mlp.register_forward_hook(lambda *_: calls.append(1))
-    target_loss(lm, compute_sites(lm, "prefix", theta), BATCH)
+    target_loss(lm, compute_sites(lm, "prefix", theta), BATCHES["GPT-2"])
     assert len(calls) == 1
 
 
-@pytest.mark.parametrize("method", ["prefix", "infix", "embedding"])
-def test_the_collapsed_prefix_does_what_theta_did(method):
-    lm = make_gpt2()
-    theta, _ = train_steps(lm, BATCH, method, 3)
-    saved = collapse(lm, method, theta, {}, "made up")
-    with torch.no_grad():
-        trained = target_loss(lm, compute_sites(lm, method, theta), BATCH)[0]
-        assert torch.equal(trained, target_loss(lm, saved.sites, BATCH)[0])
-    assert list(saved.sites) == ["infix" if method == "infix" else "decoder"]
-    assert [tuple(P_theta.shape) for P_theta in saved.sites.values()] == [(3, 128)] and not saved.tensors
-    assert generate(lm, [[5, 6]], saved, max_new_tokens=5) != generate(lm, [[5, 6]], max_new_tokens=5)
-
-
-def test_words_start_a_direct_prefix_exactly():
-    lm = make_gpt2()
-    theta = make_theta(lm, "prefix", 5, 0, [7, 3])
-    assert torch.equal(theta["decoder"](), read_activations(lm, [7, 3, 7, 3, 7], 5))
-
-
-def test_words_start_the_mlp_closely():
-    lm = make_gpt2()
-    target = read_activations(lm, [7, 3, 9], 3)
+@both_models
+def test_words_start_each_site(model):
+    """Exactly, also as free embeddings; through the MLP closely."""
+    lm = MODELS[model]()
+    exact, embeddings = (make_theta(lm, method, 5, 0, [7, 3]) for method in ("prefix", "embedding"))
     torch.manual_seed(0)
-    theta = MLPPrefix(3, 32, 128, 64)
-    start = (theta() - target).square().mean().item()
-    assert fit(theta, target, steps=500) < 0.05 * start
-
-
-def test_words_start_free_embeddings_exactly():
-    lm = make_gpt2()
-    theta = make_theta(lm, "embedding", 3, 0, [7, 3, 9])
-    assert torch.equal(theta["decoder"](), lm.wte.weight[[7, 3, 9]])
+    start, fitted = (make_theta(lm, "prefix", 5, 64, words) for words in ([], [7, 3]))
+    computed = compute_sites(lm, "embedding", embeddings)
+    for site, P_theta in compute_sites(lm, "prefix", exact).items():
+        assert torch.equal(P_theta, read_activations(lm, [7, 3, 7, 3, 7], 5, site))
+        assert torch.equal(embeddings[site](), lm.wte.weight[[7, 3, 7, 3, 7]])
+        assert_close(computed[site], P_theta)
+        before, after = ((theta[site]() - P_theta).square().mean() for theta in (start, fitted))
+        assert after < 0.1 * before
 
 
 # --- the methods that change the LM ---
-
-TENSOR_METHODS = ("full", "top2", "adapter", "lora")
-MODELS = {"GPT-2": make_gpt2, "BART": make_bart}
-BART_BATCH = [([5, 6, 7], [8, 9, 2]), ([3], [4, 2]), ([9, 8, 7, 6], [9, 9, 9, 9, 2])]
 
 
 def read_logits(lm) -> torch.Tensor:
@@ -127,21 +86,20 @@ def read_logits(lm) -> torch.Tensor:
         return lm(ids) if isinstance(lm, GPT2) else lm(ids, ids.flip(1))
 
 
-def copy_parameters(lm) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in lm.named_parameters()}
-
-
-@pytest.mark.parametrize("model", MODELS)
+@both_models
+@pytest.mark.parametrize("inner", [1, 7])
 @pytest.mark.parametrize("method", ["adapter", "lora"])
-def test_what_is_put_around_an_lm_starts_as_the_lm_itself(method, model):
-    lm = MODELS[model]()
+def test_what_is_put_around_an_lm_starts_as_the_lm_and_its_width_is_read_from_the_file(method, inner, model):
+    lm, fresh = MODELS[model](), MODELS[model]()
     before, names = read_logits(lm), set(lm.state_dict())
-    theta = make_theta(lm, method, 0, 0, [], inner=4)
+    theta = make_theta(lm, method, 0, 0, [], inner=inner)
     assert torch.equal(read_logits(lm), before)
     assert set(lm.state_dict()) > names  # the LM's own names stay as they were
     for parameter in theta.parameters():
         parameter.data.normal_()
     assert (read_logits(lm) - before).abs().amax(-1).min() > 0.01  # and it is around it at every token
+    apply_tensors(fresh, collapse(lm, method, theta, {"bottleneck": 99}, "made up"))
+    assert torch.equal(read_logits(fresh), read_logits(lm))
 
 
 def expected_names(lm, method: str) -> set[str]:
@@ -152,12 +110,14 @@ def expected_names(lm, method: str) -> set[str]:
     return {"full": own, "top2": {name for name in own if name.startswith(starts)}}.get(method, names - own)
 
 
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("method", TENSOR_METHODS)
-def test_gradients_reach_only_what_trains_and_that_is_what_is_stored(method, model):
-    lm = make_gpt2(n_layer=3) if model == "GPT-2" else make_bart(decoder_layers=3)
-    before = copy_parameters(lm)
-    theta, losses = train_steps(lm, BATCH if model == "GPT-2" else BART_BATCH, method, 12)
+@both_models
+@pytest.mark.parametrize("method", ["full", "top2", "adapter", "lora"])
+def test_gradients_reach_what_trains_and_that_is_what_is_stored_and_makes_the_model(method, model, tmp_path):
+    """Bit for bit."""
+    shape = {"GPT-2": {"n_layer": 3}, "BART": {"decoder_layers": 3}}[model]
+    lm, fresh, source = MODELS[model](**shape), MODELS[model](**shape), [[5, 6, 7]]
+    before = {name: tensor.clone() for name, tensor in lm.named_parameters()}
+    theta, losses = train_steps(lm, BATCHES[model], method, 12)
     assert losses[-1] < losses[0] - 0.02
     trained = expected_names(lm, method)
     assert trained == {name for name, p in lm.named_parameters() if p.requires_grad}
@@ -165,37 +125,16 @@ def test_gradients_reach_only_what_trains_and_that_is_what_is_stored(method, mod
     for name, parameter in lm.named_parameters():
         assert (parameter.grad is not None) == (name in trained)
         assert name not in before or torch.equal(parameter, before[name]) == (name not in trained)
-    saved = collapse(lm, method, theta, {}, "made up")
-    assert set(saved.tensors) == trained and not saved.sites
-
-
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("method", TENSOR_METHODS)
-def test_what_was_saved_makes_the_same_model_bit_for_bit(method, model, tmp_path):
-    lm, batch = MODELS[model](), BATCH if model == "GPT-2" else BART_BATCH
-    theta, _ = train_steps(lm, batch, method, 3)
     save_prefix(collapse(lm, method, theta, {}, "made up"), tmp_path / "a.pt")
-    fresh = MODELS[model]()
-    base = read_logits(fresh)
-    apply_tensors(fresh, load_prefix(tmp_path / "a.pt"))
-    assert torch.equal(read_logits(fresh), read_logits(lm)) and not torch.equal(base, read_logits(lm))
-    source = [[5, 6, 7]]
+    saved = load_prefix(tmp_path / "a.pt")
+    assert set(saved.tensors) == trained and not saved.sites
+    assert not torch.equal(read_logits(fresh), read_logits(lm))
+    apply_tensors(fresh, saved)
+    assert torch.equal(read_logits(fresh), read_logits(lm))
     assert generate(fresh, source, max_new_tokens=6) == generate(lm, source, max_new_tokens=6)
     assert not any(parameter.requires_grad for parameter in fresh.parameters())
     with pytest.raises(InputError, match="does not fit"):  # it is no longer the model of that training
-        apply_tensors(fresh, load_prefix(tmp_path / "a.pt"))
-
-
-@pytest.mark.parametrize("inner", [1, 7])
-@pytest.mark.parametrize("method", ["adapter", "lora"])
-def test_the_width_is_read_from_the_file(method, inner):
-    lm = make_gpt2()
-    theta = make_theta(lm, method, 0, 0, [], inner=inner)
-    for parameter in theta.parameters():
-        parameter.data.normal_()
-    fresh = make_gpt2()
-    apply_tensors(fresh, collapse(lm, method, theta, {"bottleneck": 99}, "made up"))
-    assert torch.equal(read_logits(fresh), read_logits(lm))
+        apply_tensors(fresh, saved)
 
 
 def test_lora_is_that_of_peft():
@@ -204,53 +143,53 @@ def test_lora_is_that_of_peft():
     config = peft.LoraConfig(r=3, lora_alpha=3, target_modules=["c_attn"], fan_in_fan_out=True)
     theirs = peft.get_peft_model(as_transformers(lm), config).eval()
     theta = make_theta(lm, "lora", 0, 0, [], inner=3)
-    blocks = theirs.base_model.model.transformer.h
-    for ours, block in zip(theta, blocks, strict=True):
+    for ours, block in zip(theta, theirs.base_model.model.transformer.h, strict=True):
         ours.B.data.normal_()
         block.attn.c_attn.lora_A["default"].weight.data.copy_(ours.A)
         block.attn.c_attn.lora_B["default"].weight.data.copy_(ours.B)
     ids = torch.tensor([[5, 6, 7, 8]])
     with torch.no_grad():
         expected = theirs(input_ids=ids).logits
-        assert (lm(ids) - expected).abs().max() <= 1e-6 * expected.abs().max()
+        assert_close(lm(ids), expected, 1e-6)
         assert (make_gpt2()(ids) - expected).abs().max() > 0.1
-    trained = sum(p.numel() for p in theirs.parameters() if p.requires_grad)
-    assert sum(p.numel() for p in theta.parameters()) == trained
+    assert count_numbers(theta) == sum(p.numel() for p in theirs.parameters() if p.requires_grad)
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (lambda t: {name: T for name, T in list(t.items())[1:]}, "are not those of method lora"),
-        (lambda t: t | {"wte.weight": torch.zeros(40, 32)}, "are not those of method lora"),
-        (lambda t: {name: T[:0] for name, T in t.items()}, "are not those of method lora"),
-        (lambda t: {name: torch.tensor(0.0) for name in t}, "are not those of method lora"),
-        (lambda t: {name: torch.zeros(10**12, 0) for name in t}, "are not those of method lora"),
-    ],
-)
-def test_tensors_of_another_shape_are_refused(change, words):
+def test_tensors_of_another_shape_are_refused():
     lm = make_gpt2()
     saved = collapse(lm, "lora", make_theta(lm, "lora", 0, 0, []), {}, "made up")
-    with pytest.raises(InputError, match=words):
-        apply_tensors(make_gpt2(), dataclasses.replace(saved, tensors=change(saved.tensors)))
+    tensors, first = saved.tensors, next(iter(saved.tensors))
+    wrong = [{name: tensor for name, tensor in tensors.items() if name != first}]
+    wrong += [
+        tensors | {first: tensor} for tensor in (torch.tensor(0.0), torch.ones(1000, 1), tensors[first][:1])
+    ]
+    for changed in [*wrong, tensors | {"wte.weight": torch.zeros(40, 32)}]:
+        saved = dataclasses.replace(saved, tensors=changed)
+        with pytest.raises(InputError, match="are not those of method lora"):
+            apply_tensors(make_gpt2(), saved)
 
 
-def test_methods_that_do_not_go_together_are_refused():
-    lm = make_gpt2()
+def test_what_does_not_go_together_is_refused():
+    lm, other = make_gpt2(), make_gpt2()
     prefix = collapse(lm, "prefix", make_theta(lm, "prefix", 3, 0, []), {}, "made up")
-    with pytest.raises(InputError, match="hand it to generate as its prefix"):
-        apply_tensors(lm, prefix)
     adapter = collapse(lm, "adapter", make_theta(lm, "adapter", 0, 0, []), {}, "made up")
-    with pytest.raises(InputError, match=r"method adapter has no prefix: apply_tensors"):
-        generate(make_gpt2(), [[5], [6]], [adapter, prefix])
-    with pytest.raises(InputError, match="already"):
-        make_theta(lm, "adapter", 0, 0, [])
-    with pytest.raises(InputError, match="leave sites= out"):
-        make_theta(lm, "full", 0, 0, [], ["decoder"])
-    other = make_gpt2()
     other.config = dataclasses.replace(other.config, fingerprint="another")
-    with pytest.raises(InputError, match="does not fit"):
-        apply_tensors(other, adapter)
+    for call, words in (
+        (lambda: apply_tensors(lm, prefix), "hand it to generate as its prefix"),
+        (
+            lambda: generate(make_gpt2(), [[5], [6]], [adapter, prefix]),
+            "adapter has no prefix: apply_tensors",
+        ),
+        (lambda: apply_tensors(other, adapter), "does not fit"),
+        (lambda: make_theta(lm, "adapter", 0, 0, []), "already"),
+        (lambda: make_theta(lm, "lora2", 3, 0, []), "method=lora2 is unknown"),
+        (lambda: make_theta(lm, "full", 0, 0, [], ["decoder"]), "leave sites= out"),
+        (lambda: make_theta(lm, "prefix", 3, 0, [], ["encoder"]), "no site 'encoder'.*decoder"),
+        (lambda: make_theta(make_bart(), "infix", 3, 0, []), "choose method=prefix"),
+        (lambda: make_theta(make_bart(), "prefix", 3, 0, [], ["infix"]), r"'infix'.*encoder, decoder, cross"),
+    ):
+        with pytest.raises(InputError, match=words):
+            call()
 
 
 # --- how many numbers: Table 2 names the methods by their share of GPT-2 medium ---
@@ -258,13 +197,10 @@ def test_methods_that_do_not_go_together_are_refused():
 
 def make_shape(name: str):
     """A model of published shape that takes no memory."""
-    bart = dict.fromkeys(("encoder_layers", "decoder_layers"), 12) | {"max_position_embeddings": 1024}
-    bart |= dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), 16)
-    bart |= dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim"), 4096)
     with torch.device("meta"):
         if name == "gpt2-medium":
             return GPT2(GPT2Config(50257, 1024, 1024, 24, 16))
-        return BART(BARTConfig(vocab_size=50265, d_model=1024, **bart))
+        return BART(BARTConfig(50265, 1024, 1024, 12, 12, 16, 16, 4096, 4096))
 
 
 def count_numbers(module) -> int:

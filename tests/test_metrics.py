@@ -3,10 +3,12 @@
 import logging
 import math
 import os
-import random
 import re
 import shutil
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,21 +17,9 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from experiments import meteor as command
 from experiments.meteor import meteor
-from minprefix import metrics
-from minprefix.data import find_files, pick, read_split
-from minprefix.errors import InputError
-from minprefix.metrics import (
-    bleu,
-    cider,
-    nist,
-    rouge,
-    rouge_l,
-    score,
-    split_signs,
-    ter,
-    words_13a,
-    words_coco,
-)
+from minprefix.checks import InputError
+from tasks import find_files, pick, read_split, score
+from tasks.metrics import bleu, cider, nist, rouge, rouge_l, split_signs, ter, words_13a, words_coco
 
 ALL = (bleu, nist, rouge_l, cider, ter, rouge)
 
@@ -160,22 +150,20 @@ def test_rouge_l_by_hand():
     assert rouge_l(["x a y b", ""], [["b a b!"], ["z"]]) == {"ROUGE-L (COCO)": pytest.approx(100 * f / 2)}
 
 
-def test_longest_common_subsequence_against_the_table():
-    rng = random.Random(0)
-    for _ in range(200):
-        a, b = (rng.choices("abcd", k=rng.randrange(12)) for _ in range(2))
-        table = np.zeros((len(a) + 1, len(b) + 1), int)
-        for i, x in enumerate(a):
-            for j, y in enumerate(b):
-                table[i + 1, j + 1] = table[i, j] + 1 if x == y else max(table[i, j + 1], table[i + 1, j])
-        assert metrics._lcs(a, b) == table[-1, -1]
-
-
 def test_cider_by_hand():
     # Two records, every word in one of them: idf log 2 throughout. The first output is its reference: cosine
     # 1 for n = 1 and 2, none for 3 and 4. The second shares 1 word of 2 (cosine 1 / 2) and is as long.
     assert cider(["a b", "c x"], [["a b"], ["c d"]]) == {"CIDEr": pytest.approx(10 * (2 + 0.5) / 4 / 2)}
     assert cider(["a b"], [["a b"]]) == {"CIDEr": 0}
+
+
+def test_cider_does_not_depend_on_the_hash_seed():
+    code = "from tasks.metrics import cider; import random; r = random.Random(0); "
+    code += "t = lambda n: [' '.join(r.choices([*map(str, range(40))], k=60)) for _ in range(n)]; "
+    code += "print(cider(t(30), [t(3) for _ in range(30)]))"
+    line, root = [sys.executable, "-c", code], Path(__file__).resolve().parent.parent
+    seeds = (os.environ | {"PYTHONHASHSEED": seed} for seed in "0123")
+    assert len({subprocess.check_output(line, env=seed, cwd=root) for seed in seeds}) == 1
 
 
 def test_ter_by_hand():
@@ -210,8 +198,7 @@ def test_words():
     assert split_signs("A.C. Cesena's 3.5") == "a . c . cesena ' s 3 . 5"
 
 
-def test_score_by_group(monkeypatch):
-    monkeypatch.setitem(metrics.OFFICIAL, "webnlg", (split_signs, 3, (bleu, ter)))
+def test_score_by_group():
     outputs = ["a b c d.", "e f g", "h i"]
     references = [["a b c d .", "x"], ["e f h", "q", "", "r", "e f g"], ["h-i"]]
     figures = score("webnlg", outputs, references, ["seen", "unseen", "seen"])
@@ -304,19 +291,6 @@ def test_bleu_with_different_numbers_of_references():
     assert bleu(outputs, first_only)["BLEU"] < bleu(outputs, references)["BLEU"]
 
 
-def test_order_of_references_does_not_matter():
-    references = [["a b c d e", "f g h i"], ["j k l m"]]
-    outputs = ["a b c d i", "j k l n m"]
-    assert bleu(outputs, references) == bleu(outputs, [texts[::-1] for texts in references])
-
-
-def test_bleu_is_100_for_a_reference_in_another_case():
-    assert bleu(["BLUE SPICE is a pub."], [["Another text.", "Blue Spice is a pub."]]) == {
-        "BLEU": pytest.approx(100),
-        "length_ratio": 1.0,
-    }
-
-
 def test_empty_outputs_score_zero():
     assert bleu(["", ""], [["a text of five words"], ["another"]]) == {"BLEU": 0.0, "length_ratio": 0.0}
     assert 0 < bleu(["", "a text of five words"], [["short"], ["a text of five words"]])["BLEU"] < 100
@@ -331,8 +305,8 @@ def test_no_warnings(caplog):
 @pytest.mark.parametrize(
     ("outputs", "references", "message"),
     [
-        (["a", "b"], [["a"]], "2 outputs, but references for 1"),
-        ([], [], "no output"),
+        (["a", "b"], [["a"]], "2 outputs, and references for 1"),
+        ([], [], "no outputs, and references for 0"),
         (["a", "b"], [["a"], []], "output 1 has no reference"),
         (["a"], [[""]], "output 0 has no reference"),
         (["a"], ["a"], "output 0 has no reference"),

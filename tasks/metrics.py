@@ -16,10 +16,9 @@ from operator import or_
 
 import numpy as np
 import sacrebleu
-from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 
-from minprefix.errors import InputError
+from minprefix.checks import InputError
 
 SPLIT_13A = Tokenizer13a()
 COCO_WORD = re.compile(  # what the Penn Treebank's tokeniser leaves after the COCO tools drop punctuation
@@ -40,6 +39,10 @@ def words_coco(text: str) -> list[str]:
     """The lower-case words of the COCO tools (Penn Treebank, no punctuation), by a regular expression instead
     of their Java program; of 9,365 E2E references 12 come out differently."""
     return COCO_WORD.findall(text.lower())
+
+
+class CocoTokenizer:
+    tokenize = staticmethod(words_coco)
 
 
 def split_signs(text: str) -> str:
@@ -84,11 +87,12 @@ def nist(outputs: list[str], references: list[Sequence[str]]) -> dict[str, float
 def rouge_l(outputs: list[str], references: list[Sequence[str]]) -> dict[str, float]:
     """ROUGE-L of the COCO tools: F with beta = 1.2 of the best precision and the best recall over the
     references (not of one and the same), mean over outputs. COCO words."""
-    figures = []
-    for words, *texts in tokenize_all(words_coco, outputs, references):
-        common = [_lcs(words, text) for text in texts]
-        p = max(common) / max(1, len(words))
-        r = max(length / max(1, len(text)) for length, text in zip(common, texts))
+    from rouge_score.rouge_scorer import RougeScorer  # here, for it takes as long to import as torch
+
+    scorer, figures = RougeScorer(["rougeL"], tokenizer=CocoTokenizer()), []
+    for output, texts in zip(outputs, check_references(outputs, references)):
+        found = [scorer.score(text, output)["rougeL"] for text in texts]
+        p, r = max(score.precision for score in found), max(score.recall for score in found)
         figures.append((1 + 1.2**2) * p * r / (r + 1.2**2 * p) if p else 0.0)
     return {"ROUGE-L (COCO)": 100 * float(np.mean(figures))}
 
@@ -100,21 +104,32 @@ def cider(outputs: list[str], references: list[Sequence[str]]) -> dict[str, floa
     for n in range(1, 5):
         counts = [[_count(words, n) for words in row] for row in rows]
         df = Counter(gram for _, *texts in counts for gram in set().union(*texts))
-        for (words, *texts), row in zip(rows, counts):
-            output, *others = [
-                {gram: k * math.log(len(rows) / max(1, df[gram])) for gram, k in count.items()}
-                for count in row
-            ]
+        for words, row in zip(rows, counts):
+            output, *others = [_weigh(count, df, len(rows)) for count in row]
             # the COCO tools compare the numbers of bigrams
-            gaps = [max(1, len(words)) - max(1, len(text)) for text in texts]
+            gaps = [max(1, len(words[0])) - max(1, len(text)) for text in words[1:]]
             nearness = [math.exp(-(gap**2) / (2 * 6**2)) for gap in gaps]
             total += np.mean([x * _clipped_cosine(output, other) for x, other in zip(nearness, others)])
     return {"CIDEr": float(10 * total / 4 / len(rows))}
 
 
+def _weigh(count: Counter, df: Counter, records: int) -> dict:
+    """tf-idf: how often a text has each n-gram, times the log of the share of records that have it."""
+    return {gram: k * math.log(records / max(1, df[gram])) for gram, k in count.items()}
+
+
+def _clipped_cosine(output: dict, reference: dict) -> float:
+    norms = math.hypot(*output.values()) * math.hypot(*reference.values())
+    # in the order of the output: a set's would differ from run to run, and with it the last digit
+    common = [gram for gram in output if gram in reference]
+    return sum(min(output[g], reference[g]) * reference[g] for g in common) / norms if norms else 0.0
+
+
 def rouge(outputs: list[str], references: list[Sequence[str]], seed: int = 0) -> dict[str, float]:
     """ROUGE-1, -2 and -L of the package rouge-score with stemming, the best F over the references, each with
     the ends of a 95% bootstrap interval over the outputs (1,000 draws)."""
+    from rouge_score.rouge_scorer import RougeScorer  # here, for it takes as long to import as torch
+
     names = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
     scorer = RougeScorer(names, use_stemmer=True)
     best = map(scorer.score_multi, check_references(outputs, references), outputs)
@@ -125,39 +140,9 @@ def rouge(outputs: list[str], references: list[Sequence[str]], seed: int = 0) ->
     return {name + end: float(x[i]) for i, name in enumerate(names.values()) for end, x in found.items()}
 
 
-# data set: what its official script does to a text, how many references it reads, what it reports
-OFFICIAL = {
-    "e2e": (str, None, (bleu, nist, rouge_l, cider)),
-    "webnlg": (split_signs, 3, (bleu, ter)),
-    "dart": (split_signs, 3, (bleu, ter)),
-    "xsum": (str, None, (rouge,)),
-}
-
-
-def score(
-    dataset: str,
-    outputs: list[str],
-    references: list[Sequence[str]],
-    groups: Sequence[str] = (),
-    more: Sequence[Callable] = (),
-) -> dict:
-    """What the official script of a data set reports, as {name: figure}, with `more` metrics behind; where
-    there are several groups, also "groups": the same for each, scored as a test set of its own."""
-    prepare, limit, metrics = OFFICIAL[dataset.partition("-")[0]]
-    references = [
-        [prepare(text) for text in texts[:limit]] for texts in check_references(outputs, references)
-    ]
-    rows = list(zip(map(prepare, outputs), references))
-    figures = _apply((*metrics, *more), rows)
-    if len(set(groups)) > 1:
-        parts = {name: [row for row, group in zip(rows, groups) if group == name] for name in set(groups)}
-        figures["groups"] = {name: _apply((*metrics, *more), parts[name]) for name in sorted(parts)}
-    return figures
-
-
-def _apply(metrics: Sequence[Callable], rows: list[tuple[str, list[str]]]) -> dict:
-    outputs, references = map(list, zip(*rows))
-    return {name: figure for metric in metrics for name, figure in metric(outputs, references).items()}
+def first_three(texts: Sequence[str]) -> list[str]:
+    """What WebNLG's script, which scores DART too, reads of the references."""
+    return [split_signs(text) for text in texts[:3]]
 
 
 def tokenize_all(tokenize: Callable, outputs: list[str], references: list[Sequence[str]]) -> list[list]:
@@ -170,22 +155,6 @@ def _count(words: list[str], n: int) -> Counter:
     return Counter(zip(*(words[i:] for i in range(n))))
 
 
-def _clipped_cosine(output: dict, reference: dict) -> float:
-    norms = math.hypot(*output.values()) * math.hypot(*reference.values())
-    common = output.keys() & reference.keys()
-    return sum(min(output[g], reference[g]) * reference[g] for g in common) / norms if norms else 0.0
-
-
-def _lcs(words: list[str], others: list[str]) -> int:
-    """Length of the longest common subsequence, a row of the usual table at a time."""
-    row = [0] * (len(others) + 1)
-    for word in words:
-        above, row = row, [0]
-        for i, other in enumerate(others):
-            row.append(above[i] + 1 if word == other else max(above[i + 1], row[i]))
-    return row[-1]
-
-
 def _streams(outputs: list[str], references: list[Sequence[str]]) -> list[list[str | None]]:
     """The references as sacrebleu takes them: the first of each output, the second of each, ..."""
     return [list(stream) for stream in zip_longest(*check_references(outputs, references))]
@@ -193,12 +162,8 @@ def _streams(outputs: list[str], references: list[Sequence[str]]) -> list[list[s
 
 def check_references(outputs: list[str], references: list[Sequence[str]]) -> list[list[str]]:
     """The references without the blank ones."""
-    if not outputs:
-        raise InputError("there is no output to score")
-    if len(outputs) != len(references):
-        raise InputError(
-            f"{len(outputs)} outputs, but references for {len(references)}; give a list for each"
-        )
+    if not outputs or len(outputs) != len(references):
+        raise InputError(f"{len(outputs) or 'no'} outputs, and references for {len(references)}: give both")
     # a text alone is a mistake, not a list of letters
     lists = [[] if isinstance(texts, str) else texts for texts in references]
     kept = [[text for text in texts if text.strip()] for texts in lists]
