@@ -2,16 +2,8 @@
 
 from pathlib import Path
 
-COLUMNS = [
-    ("P₁", "P"),
-    ("P₂", "P"),
-    ("P₃", "P"),
-    ("name", "x"),
-    (": Blue", "x"),
-    ("Spice", "x"),
-    ("BOS", "y"),
-]
-COLUMNS += [("Blue", "y"), ("Spice", "y"), ("is", "y")]
+TOKENS = ["P₁", "P₂", "P₃", "name", ": Blue", "Spice", "BOS", "Blue", "Spice", "is"]
+KINDS = "PPPxxxyyyy"
 COLOURS = {"P": "#d55e00", "x": "#9fb4c7", "y": "#dfe7ee"}  # told apart in print and by the colour-blind
 LAYERS, WIDTH, HEIGHT, LEFT, TOP = 4, 66, 30, 124, 64
 
@@ -38,7 +30,7 @@ def draw() -> str:
         text(LEFT - 14, TOP + (LAYERS - i) * HEIGHT + 16, f"k, v of layer {i}", anchor="end")
         for i in range(1, LAYERS + 1)
     ]
-    for column, (token, kind) in enumerate(COLUMNS):
+    for column, (token, kind) in enumerate(zip(TOKENS, KINDS)):
         x = LEFT + column * WIDTH
         parts += [box(x, TOP + layer * HEIGHT, kind) for layer in range(LAYERS)]
         parts.append(text(x + WIDTH / 2 - 4, TOP + LAYERS * HEIGHT + 16, token))
@@ -48,7 +40,7 @@ def draw() -> str:
     parts += brace(0, 2, "P_idx: hᵢ = P_θ[i, :]  (trained)")
     parts += brace(3, 5, "X_idx: hᵢ = LM_φ(zᵢ, h&lt;ᵢ)")
     parts += brace(6, 9, "Y_idx: the same; its loss is Eq. 2")
-    width, height = LEFT + len(COLUMNS) * WIDTH + 16, TOP + LAYERS * HEIGHT + 66
+    width, height = LEFT + len(TOKENS) * WIDTH + 16, TOP + LAYERS * HEIGHT + 66
     style = "<style>text{font-family:sans-serif;fill:#1b2733}.sees{fill:none;stroke:#33475b}</style>"
     size = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
     ground = f'<rect width="{width}" height="{height}" fill="white"/>'

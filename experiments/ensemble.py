@@ -10,17 +10,17 @@ goes on where it was. summary.json there holds the table that is printed.
 
 import json
 import statistics
-import sys
 import time
 from pathlib import Path
 
 import train
 from experiments.artefacts import MINI, make_artefacts
-from minprefix.data import find_files, pick, read_split
+from experiments.keep import start, write_result
 from minprefix.hub import load_lm
-from minprefix.metrics import bleu
-from minprefix.store import load_prefix, write_atomically
+from minprefix.store import load_prefix
 from minprefix.texts import generate_texts
+from tasks import find_files, pick, read_split
+from tasks.metrics import bleu
 
 CELL = make_artefacts(MINI)["e2e"]["prefix"]
 SEEDS, LR = range(5), 2e-3  # the rate that had the best dev BLEU in that cell
@@ -29,12 +29,11 @@ SEEDS, LR = range(5), 2e-3  # the rate that had the best dev BLEU in that cell
 def train_seed(work: Path, seed: int, max_steps: int) -> None:
     """Leaves WORK/SEED.pt; goes on from its state if a run was stopped."""
     out, state = work / f"{seed}.pt", work / f"{seed}.state.pt"
-    settings = dict(setting.split("=", 1) for setting in CELL.settings)
-    settings |= {"lr": LR, "seed": seed, "out": out, "eval_limit": 1, "max_steps": max_steps}
+    own = [f"out={out}", "eval_limit=1", f"max_steps={max_steps}"]  # later settings win
     if state.exists():
         train.main([f"resume={state}"])
     elif not out.exists():
-        train.main([f"{key}={value}" for key, value in settings.items()])
+        train.main([*CELL.arguments(LR, seed), *own])
 
 
 def describe(work: Path, name: str, split: str, alpha: float, records: int) -> dict:
@@ -42,48 +41,48 @@ def describe(work: Path, name: str, split: str, alpha: float, records: int) -> d
     path = work / f"{name}-{split}-{alpha:g}.json"
     if not path.exists():
         lm, tokenizer = load_lm("weights/gpt2-mini")
-        chosen = pick(read_split(find_files("e2e", "auto"), split), records)
-        members = [load_prefix(work / f"{seed}.pt") for seed in (SEEDS if name == "ensemble" else [name])]
-        options = {"beams": 5, "max_new_tokens": 100, "length_penalty": alpha, "ensemble": True}
-        began = time.monotonic()
+        chosen = pick(read_split(find_files("e2e"), split), records)
         sources = [record.source for record in chosen]
-        texts = generate_texts(lm, tokenizer, sources, members, options)
-        result = bleu(texts, [record.references for record in chosen])
-        result |= {"records": len(chosen), "seconds": round(time.monotonic() - began, 1), "texts": texts}
-        text = json.dumps(result, indent=1, ensure_ascii=False)
-        write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
+        members = [load_prefix(work / f"{seed}.pt") for seed in (SEEDS if name == "ensemble" else [name])]
+        decoding = {"beams": 5, "max_new_tokens": 100, "length_penalty": alpha}
+        began = time.monotonic()
+        texts = generate_texts(lm, tokenizer, sources, members, decoding, ensemble=True)
+        took = {"records": len(chosen), "seconds": round(time.monotonic() - began, 1)}
+        write_result(path, bleu(texts, [record.references for record in chosen]) | took | {"texts": texts})
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 def measure_system(work: Path, name: str, records: int) -> dict:
     """Test metrics with the length penalty that is best on dev."""
-    dev = {alpha: describe(work, name, "dev", alpha, records) for alpha in CELL.alphas}
-    best = max(CELL.alphas, key=lambda alpha: dev[alpha]["BLEU"])
+    dev = {alpha: describe(work, name, "dev", alpha, records)["BLEU"] for alpha in CELL.alphas}
+    best = max(dev, key=dev.get)
     test = describe(work, name, "test", best, records)
-    return {"length_penalty": best, "dev BLEU": dev[best]["BLEU"], "test BLEU": test["BLEU"]} | {
+    return {
+        "length_penalty": best,
+        "dev BLEU": dev[best],
+        "test BLEU": test["BLEU"],
         "length_ratio": test["length_ratio"],
         "seconds": test["seconds"],
     }
 
 
 def main(arguments: list[str]) -> None:
-    max_steps, records = (int(value) for value in [*arguments[1:], *["800", "120"][len(arguments) - 1 :]])
-    work = Path(arguments[0]) / f"{max_steps}-{records}"
+    folder, max_steps, records = [*arguments, *["800", "120"][len(arguments) - 1 :]]
+    work = Path(folder) / f"{max_steps}-{records}"
     work.mkdir(parents=True, exist_ok=True)
     for seed in SEEDS:
-        train_seed(work, seed, max_steps)
-    systems = {str(name): measure_system(work, str(name), records) for name in (*SEEDS, "ensemble")}
-    settings = {"max_steps": max_steps, "lr": LR, "data": load_prefix(work / "0.pt").data}
-    (work / "summary.json").write_text(json.dumps(settings | {"systems": systems}, indent=1) + "\n")
+        train_seed(work, seed, int(max_steps))
+    systems = {str(name): measure_system(work, str(name), int(records)) for name in (*SEEDS, "ensemble")}
+    settings = {"max_steps": int(max_steps), "lr": LR, "data": load_prefix(work / "0.pt").data}
+    write_result(work / "summary.json", settings | {"systems": systems})
     print("\nseed      alpha  dev BLEU  test BLEU  length  seconds")
     for name, row in systems.items():
         scores = f"{row['length_penalty']:5g}  {row['dev BLEU']:8.2f}  {row['test BLEU']:9.2f}"
         print(f"{name:<9} {scores}  {row['length_ratio']:6.2f}  {row['seconds']:7.1f}")
     single = [systems[str(seed)]["test BLEU"] for seed in SEEDS]
-    print(
-        f"single seeds: mean {statistics.mean(single):.2f}, standard deviation {statistics.stdev(single):.2f}"
-    )
+    spread = f"mean {statistics.mean(single):.2f}, standard deviation {statistics.stdev(single):.2f}"
+    print(f"single seeds: {spread}")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    start(main, __doc__)

@@ -14,16 +14,18 @@ import hashlib
 import http.client
 import json
 import os
+import shutil
 import sys
 import tarfile
 import urllib.request
+import zlib
 from pathlib import Path
 
 from tqdm import tqdm
 
-from minprefix.data import data_folder
-from minprefix.errors import InputError
+from minprefix.checks import InputError, explain
 from minprefix.store import write_atomically
+from tasks import data_folder
 
 # The links of the authors' repository (EdinburghNLP/XSum, its README and issue 20) and the SHA-256 that the
 # dataset's page at Hugging Face has recorded for both files (dataset_infos.json).
@@ -46,34 +48,31 @@ NAMES = {"train": "train", "validation": "dev", "test": "test"}  # official -> o
 def download(url: str, digest: str, path: Path) -> None:
     """Fetches what is missing of a file into PATH.part, which becomes PATH when its SHA-256 is right."""
     part = path.with_name(f"{path.name}.part")
+    advice = f"try again, or put the file at {path}"
     if not part.exists() or sha256(part) != digest:
-        resume(url, part, path)
+        with explain((OSError, http.client.HTTPException), f"{url} broke off", advice):
+            resume(url, part)
     if sha256(part) != digest:
         part.unlink()
         raise InputError(f"{url} sent bytes that are not the official file; try again")
     os.replace(part, path)
 
 
-def resume(url: str, part: Path, path: Path) -> None:
+def resume(url: str, part: Path) -> None:
+    """Asks for the bytes that `part` lacks. OSError or HTTPException if they do not all come."""
     start = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
     try:
-        with urllib.request.urlopen(request, timeout=30) as response:
-            start = start if response.status == 206 else 0  # 200: the site sends all of it again
-            copy(response, part, start)
-    except (OSError, http.client.HTTPException) as error:
-        if getattr(error, "code", None) == 416:  # more is there than the site has: begin anew the next time
+        response = urllib.request.urlopen(request, timeout=30)
+    except urllib.error.HTTPError as error:
+        if error.code == 416:  # more is there than the site has: begin anew the next time
             part.unlink()
-        raise InputError(f"{url} broke off ({error}); try again, or put the file at {path}") from error
-
-
-def copy(response, part: Path, start: int) -> None:
+        raise
+    start = start if response.status == 206 else 0  # 200: the site sends all of it again
     total = start + int(response.headers.get("Content-Length") or 0)
-    bar = tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=part.stem, disable=None)
-    with bar, open(part, "ab" if start else "wb") as file:
-        while block := response.read(1 << 20):
-            file.write(block)
-            bar.update(len(block))
+    bar = {"total": total, "initial": start, "unit": "B", "unit_scale": True, "disable": None}
+    with open(part, "ab" if start else "wb") as file, tqdm.wrapattr(response, "read", **bar) as stream:
+        shutil.copyfileobj(stream, file)
     if part.stat().st_size < total:
         raise OSError(f"{part.stat().st_size:,} of {total:,} bytes came")
 
@@ -87,54 +86,46 @@ def unpack(archive: Path, folder: Path) -> None:
     """bbc-summary-data, under a temporary name until it is whole."""
     part = folder.with_name(f"{folder.name}.part")
     part.mkdir(exist_ok=True)
-    try:
-        with tarfile.open(archive) as tar:
-            for member in tqdm(tar, unit="file", desc="unpack", disable=None):
-                if member.isfile() and member.name.endswith(".summary"):
-                    (part / Path(member.name).name).write_bytes(tar.extractfile(member).read())
-    except (OSError, EOFError, tarfile.TarError) as error:
-        raise InputError(f"cannot unpack {archive} ({error}); is the file whole?") from error
+    kinds = (OSError, EOFError, tarfile.TarError, zlib.error)
+    with explain(kinds, f"cannot unpack {archive}", "is the file whole?"), tarfile.open(archive) as tar:
+        for member in tqdm(tar, unit="file", desc="unpack", disable=None):
+            if member.isfile() and member.name.endswith(".summary"):
+                (part / Path(member.name).name).write_bytes(tar.extractfile(member).read())
     os.replace(part, folder)
 
 
-def parse(text: str) -> dict[str, str]:
-    """document, summary and url of an official file: sections after lines such as [SN]RESTBODY[SN]."""
-    parts = text.split("[SN]")[1:]  # name, section, name, section, ...
+def read_article(path: Path) -> dict[str, str]:
+    """id, document, summary and url of an official file; {} if it has no text, as some have not.
+
+    Its sections stand after lines such as [SN]RESTBODY[SN].
+    """
+    with explain((OSError, UnicodeDecodeError), f"cannot read {path}", "unpack the archive anew"):
+        parts = path.read_text(encoding="utf-8").split("[SN]")[1:]  # name, section, name, section, ...
     sections = {name: body.strip() for name, body in zip(parts[::2], parts[1::2])}
     lines = [line for line in sections.get("RESTBODY", "").split("\n") if line.strip() not in PAGE]
-    row = {"document": "\n".join(lines), "summary": sections.get("FIRST-SENTENCE")}
-    if not all(row.values()):
-        raise InputError("no text under [SN]FIRST-SENTENCE[SN] or [SN]RESTBODY[SN]; take the official file")
-    return row | {"url": sections.get("URL", "")}
+    row = {"id": path.stem, "document": "\n".join(lines), "summary": sections.get("FIRST-SENTENCE")}
+    return row | {"url": sections.get("URL", "")} if all(row.values()) else {}
 
 
-def convert(folder: Path, ids: list[str], path: Path) -> int:
-    """Streams the articles with these ids, in their order, into one file -> how many were left out: some
-    official articles have no text. The file gets its name when it is whole."""
-    left_out = 0
+def convert(articles: Path, ids: list[str], path: Path) -> int:
+    """Writes the articles with these ids, in their order, into one file -> how many had a text."""
+    written = []
 
-    def stream(part: Path) -> None:
-        nonlocal left_out
+    def write(part: Path) -> None:
         with gzip.open(part, "wt", encoding="utf-8", newline="\n") as file:
             for id in tqdm(ids, unit="article", desc=path.name, disable=None):
-                article = folder / f"{id}.summary"
-                try:
-                    row = {"id": id} | parse(article.read_text(encoding="utf-8"))
+                if row := read_article(articles / f"{id}.summary"):
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")
-                except InputError:
-                    left_out += 1
-                except (OSError, UnicodeDecodeError) as error:
-                    raise InputError(f"cannot read {article} ({error}); unpack the archive anew") from error
+                    written.append(id)
 
-    write_atomically(path, stream)
-    return left_out
+    write_atomically(path, write)
+    return len(written)
 
 
 def main(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    articles, archive, split = (
-        folder / name for name in ("bbc-summary-data", Path(ARCHIVE[0]).name, Path(SPLIT[0]).name)
-    )
+    articles = folder / "bbc-summary-data"
+    archive, split = (folder / Path(url).name for url, _ in (ARCHIVE, SPLIT))
     if not split.exists():
         download(*SPLIT, split)
     if not articles.exists() and not archive.exists():
@@ -145,8 +136,8 @@ def main(folder: Path) -> None:
     for official, ours in NAMES.items():
         path = folder / f"{ours}.jsonl.gz"
         if not path.exists():
-            left_out = convert(articles, ids[official], path)
-            print(f"{path}: {len(ids[official]) - left_out:,} articles, {left_out} without text left out")
+            count = convert(articles, ids[official], path)
+            print(f"{path}: {count:,} articles, {len(ids[official]) - count} without text left out")
 
 
 if __name__ == "__main__":

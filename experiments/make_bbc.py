@@ -11,12 +11,13 @@ import gzip
 import hashlib
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
-from minprefix.data import data_folder
-from minprefix.errors import InputError
-from minprefix.files import read_bytes, write
-from minprefix.readers import blame
+from minprefix.checks import InputError
+from minprefix.store import write_atomically
+from tasks import SPLITS, data_folder
+from tasks.rows import read_rows
 
 
 def choose_split(body: str) -> str:
@@ -24,18 +25,21 @@ def choose_split(body: str) -> str:
     return {0: "test", 1: "dev"}.get(tenth, "train")
 
 
+def make_line(row: dict) -> tuple[str, str] | None:
+    """(split, JSON line) of an article; None for a duplicate."""
+    record = {"document": row["body"], "summary": row["intro"], "topic": row["category"]}
+    return None if row["duplicate"] else (choose_split(row["body"]), json.dumps(record, ensure_ascii=False))
+
+
 def convert(path: Path, folder: Path) -> dict[str, int]:
     """Writes train, dev and test.jsonl.gz -> how many articles each has."""
-    lines: dict[str, list[str]] = {"train": [], "dev": [], "test": []}
-    for number, line in enumerate(read_bytes(path).splitlines(), 1):
-        with blame(f"{path}, line {number}"):
-            row = json.loads(line)
-            record = {"document": row["body"], "summary": row["intro"], "topic": row["category"]}
-            if not row["duplicate"]:
-                lines[choose_split(row["body"])].append(json.dumps(record, ensure_ascii=False) + "\n")
-    for split, content in lines.items():
-        write(folder / f"{split}.jsonl.gz", gzip.compress("".join(content).encode(), mtime=0))
-    return {split: len(content) for split, content in lines.items()}
+    lines = read_rows(make_line, path)
+    splits = {split: [line for place, line in lines if place == split] for split in SPLITS}
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, content in splits.items():
+        packed = gzip.compress("".join(f"{line}\n" for line in content).encode(), mtime=0)
+        write_atomically(folder / f"{split}.jsonl.gz", partial(Path.write_bytes, data=packed))
+    return {split: len(content) for split, content in splits.items()}
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from minprefix.metrics import tokenize_all, words_coco
+from tasks.metrics import tokenize_all, words_coco
 
 
 def meteor(outputs: list[str], references: list[Sequence[str]], tokenize: Callable = words_coco) -> dict:

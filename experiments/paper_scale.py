@@ -10,16 +10,15 @@ its memory. The result is experiments/results/paper_scale.json.
 import contextlib
 import dataclasses
 import json
-import sys
 import tempfile
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
-from experiments.artefacts import PAPER, RESULTS, make_artefacts, read_runs, write_result
-from experiments.published import GPT2_MEDIUM
-from experiments.run import REPOSITORY, read_commit, run_cell
+from experiments.artefacts import PAPER, make_artefacts, read_runs
+from experiments.keep import HERE, RESULTS, read_commit, read_table, start, write_result
+from experiments.run import run_cell
 from minprefix.gpt2 import GPT2, GPT2Config
 
 NAME = "random-gpt2-medium"
@@ -35,7 +34,7 @@ def save_model(folder: Path, shape: dict[str, int]) -> None:
         torch.nn.init.normal_(embedding.weight, std=0.02)  # as GPT-2 was started
     folder.mkdir()
     save_file(lm.state_dict(), folder / "model.safetensors")
-    bundled = REPOSITORY / "weights" / "gpt2-mini"
+    bundled = HERE.parent / "weights" / "gpt2-mini"
     vocab = json.loads((bundled / "vocab.json").read_text(encoding="utf-8"))
     vocab |= {f" unused{id}": id for id in range(len(vocab), shape["vocab_size"])}
     (folder / "vocab.json").write_text(json.dumps(vocab))
@@ -55,15 +54,12 @@ def run_smoke(shape: dict[str, int]) -> dict:
     return result | {"artefact": "paper_scale", "command": "python -m experiments.paper_scale"}
 
 
-def main() -> None:
-    result = run_smoke(GPT2_MEDIUM)
+def main(_: list[str]) -> None:
+    result = run_smoke(read_table("published")["gpt2-medium"])
     path = RESULTS / "paper_scale.json"
     write_result(path, result)
     print(f"wrote {path}: {result['seconds']} s, peak {result['peak_memory_bytes'] / 2**30:.2f} GiB")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit("\nstopped")
+    start(main, __doc__)

@@ -3,50 +3,44 @@
     MINPREFIX_DATA=FOLDER python -m experiments.run ARTEFACT [paper] [seeds=N] [CELL[=LR] ...]
     python -m experiments.run ARTEFACT [paper] table
 
-experiments/artefacts.py lists artefacts, cells and learning rates. First every cell runs with seed 0 at each
-of its learning rates, or at those given; then dev chooses one, and the further seeds run with it. `paper`
-means the paper's models and numbers of steps instead of the bundled ones. A result is a JSON file; a cell
-that has it is not run again, a stopped one goes on where it was. Several processes may share a grid: start
-the same command in each.
+experiments/artefacts.py lists artefacts and cells, experiments/tables/mini.toml the learning rates. First
+every cell runs with seed 0 at each of its learning rates, or at those given; then dev chooses one, and the
+further seeds run with it. `paper` means the paper's models and numbers of steps instead of the bundled ones.
+A result is a JSON file; a cell that has it is not run again, a stopped one goes on where it was. Several
+processes may share a grid: start the same command in each.
 """
 
-import contextlib
 import dataclasses
-import fcntl
 import json
 import math
 import re
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
 from experiments.artefacts import (
     MINI,
-    PAPER,
+    SCALES,
     Cell,
-    choose_runs,
+    choose_rate,
     make_artefacts,
     merit,
+    read_dev_loss,
     read_runs,
-    write_result,
 )
-from experiments.machine import describe_machine, read_memory, reset_peak
+from experiments.keep import claim, describe_machine, read_commit, read_peak, reset_peak, start, write_result
 from experiments.score import score_records
-from minprefix.config import Config, find_task, parse_config, restore_config
-from minprefix.data import DataFiles, find_files, pick, read_split
-from minprefix.errors import InputError
+from minprefix.checks import InputError
+from minprefix.config import Config, parse_config, restore_config
 from minprefix.hub import load_lm
 from minprefix.methods import collapse
-from minprefix.metrics import bleu, rouge
 from minprefix.store import save_prefix
+from tasks import DataFiles, choose_presets, find_files, find_task, pick, read_split
 from train import (
-    check_origin,
-    describe_origin,
+    State,
+    cut_log,
     describe_split,
     load_state,
     log_path,
@@ -55,12 +49,11 @@ from train import (
     train,
 )
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 SENTENCE = re.compile(r".+?[.!?]['\"’”)]*(?=\s|$)")
 
 
 def main(arguments: list[str]) -> None:
-    if not arguments or {"-h", "--help", "help"} & set(arguments):
+    if not arguments:
         print(__doc__)
         return
     name, cells, seeds = parse(arguments)
@@ -71,23 +64,23 @@ def main(arguments: list[str]) -> None:
 
 def parse(arguments: list[str]) -> tuple[str, dict[str, Cell], int]:
     """The artefact's name, those of its cells that are asked for, and the most seeds of one."""
-    artefacts = make_artefacts(PAPER if "paper" in arguments else MINI)
-    name, *words = [word for word in arguments if word not in ("paper", "table")] or [""]
+    scale = next((SCALES[word] for word in arguments if word in SCALES), MINI)
+    artefacts = make_artefacts(scale)
+    name, *words = [word for word in arguments if word not in SCALES and word != "table"] or [""]
     if name not in artefacts:
         raise InputError(f"unknown artefact '{name}': choose one of {', '.join(artefacts)}")
-    chosen: dict[str, Cell] = {}
-    seeds = 1000
+    cells, chosen, seeds = artefacts[name], {}, 1000
     for key, equals, value in (word.partition("=") for word in words):
-        number = parse_number(key, value) if equals else 0
         if key == "seeds":
-            seeds = math.ceil(number)
-        elif key not in artefacts[name]:
-            raise InputError(f"{name} has no cell '{key}': choose from {', '.join(artefacts[name])}")
+            seeds = math.ceil(parse_number(key, value))
+        elif key not in cells:
+            raise InputError(f"{name} has no cell '{key}': choose from {', '.join(cells)}")
+        elif equals:
+            rates = chosen[key].rates if key in chosen else ()
+            chosen[key] = dataclasses.replace(cells[key], rates=(*rates, parse_number(key, value)))
         else:
-            rates = (*(chosen[key].rates if key in chosen else ()), number) if equals else None
-            cell = artefacts[name][key]
-            chosen[key] = dataclasses.replace(cell, rates=rates) if equals else cell
-    return name, chosen or artefacts[name], seeds
+            chosen[key] = cells[key]
+    return name, chosen or cells, seeds
 
 
 def parse_number(key: str, value: str) -> float:
@@ -124,45 +117,27 @@ def list_open(cells: dict[str, Cell], seeds: int) -> list[tuple[Cell, float, int
         missing = [(cell, lr, 0) for lr in cell.rates or (0.0,) if (lr, 0) not in runs]
         first += missing
         if not missing:
-            lr = choose_runs(runs)[0]["config"]["lr"] if cell.rates else 0.0
+            lr = choose_rate(runs)
             further += [(cell, lr, seed) for seed in range(min(cell.runs, seeds)) if (lr, seed) not in runs]
     return first + further
-
-
-@contextlib.contextmanager
-def claim(path: Path) -> Iterator[bool]:
-    """Yields whether this process may make `path`. The claim ends with the process, however that ends."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_suffix(".lock"), "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield not path.exists()  # another process may just have finished it
 
 
 def run_cell(cell: Cell, lr: float, seed: int, commit: str) -> None:
     """Trains, chooses the length penalty on dev, scores on test, and writes the JSON file."""
     path = cell.path(lr, seed)
+    out = path.with_suffix(".pt")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    config = parse_config([f"device={device}", *cell.arguments(lr, seed), f"out={path.with_suffix('.pt')}"])
+    config = parse_config([f"device={device}", *cell.arguments(lr, seed), f"out={out}"], choose_presets)
     files = find_files(config.dataset, config.data)
     if files.is_sample and config.data != "sample":
-        raise InputError(
-            f"the {config.dataset} data is needed, not the sample: set MINPREFIX_DATA ({files.detail})"
-        )
+        raise InputError(f"{config.dataset} is needed, not its sample: set MINPREFIX_DATA ({files.detail})")
     began = time.monotonic()
     found = run_method(cell, config, files) if cell.rates else run_lead(cell, config, files)
     described = found.pop("described")
-    paper = ["paper"] if cell.folder.is_relative_to(PAPER.folder) else []
-    rate = f"={lr:g}" if lr else ""
-    home = cell.folder.name  # of a cell that several artefacts share, and its name there
-    command = ["python -m experiments.run", home, *paper, f"{cell.name}{rate}", f"seeds={seed + 1}"]
     result = {
-        "artefact": home,
+        "artefact": cell.folder.name,  # where a cell that several artefacts share is at home
         "cell": cell.name,
-        "command": " ".join(command),
+        "command": name_command(cell, lr, seed),
         "config": dataclasses.asdict(dataclasses.replace(config, out="")),
         "data": files.origin,
         "machine": f"{describe_machine()}, {device}",
@@ -172,7 +147,16 @@ def run_cell(cell: Cell, lr: float, seed: int, commit: str) -> None:
         "texts": [{"source": record.source, "text": text} for record, text in pick(described, 20)],
     }
     write_result(path, result)
-    remove_traces(path.with_suffix(".pt"))
+    remove_traces(out)
+
+
+def name_command(cell: Cell, lr: float, seed: int) -> str:
+    """What makes this result."""
+    names = [name for name, scale in SCALES.items() if scale is not MINI]
+    scale = [name for name in names if cell.folder.is_relative_to(SCALES[name].folder)]
+    rate = f"={lr:g}" if lr else ""
+    command = ["python -m experiments.run", cell.folder.name, *scale, f"{cell.name}{rate}"]
+    return " ".join([*command, f"seeds={seed + 1}"])
 
 
 def run_method(cell: Cell, config: Config, files: DataFiles) -> dict:
@@ -180,29 +164,31 @@ def run_method(cell: Cell, config: Config, files: DataFiles) -> dict:
     out = Path(config.out)
     lm, tokenizer = load_lm(config.model, device=config.device)
     state = resume(config)
-    check_origin(state, describe_origin(lm, files))
-    begin_peak(config.device)
+    cut_log(log_path(out), state.step if state else 0)
+    reset_peak(config.device)
     began = time.monotonic()
     theta = train(config, lm, tokenizer, files, state)
     costs = {"train_seconds": round(time.monotonic() - began), "peak_memory_bytes": read_peak(config.device)}
-    costs |= {"resumed_at_step": state["step"]} if state else {}
-    costs["trained_numbers"] = sum(parameter.numel() for parameter in theta.parameters())
+    costs |= {"resumed_at_step": state.step} if state else {}
     saved = collapse(lm, config.method, theta, dataclasses.asdict(config), files.origin)
     save_prefix(saved, out)
     stored = [*saved.sites.values(), *saved.tensors.values()]
-    costs |= {"stored_numbers": sum(t.numel() for t in stored), "stored_bytes": out.stat().st_size}
-    fingerprint = {"model": lm.config.fingerprint}
-    lines = [json.loads(line) for line in log_path(out).read_text().splitlines()]
-    return (
-        fingerprint | costs | read_curves(lines) | choose_and_score(cell, config, lm, tokenizer, files, saved)
-    )
+    return {
+        "model": lm.config.fingerprint,
+        **costs,
+        "trained_numbers": sum(parameter.numel() for parameter in theta.parameters()),
+        "stored_numbers": sum(tensor.numel() for tensor in stored),
+        "stored_bytes": out.stat().st_size,
+        **read_curves(log_path(out)),
+        **choose_and_score(cell, config, lm, tokenizer, files, saved),
+    }
 
 
-def resume(config: Config) -> dict | None:
+def resume(config: Config) -> State | None:
     """The state that a stopped process left for this very cell, if there is one."""
     path = state_path(Path(config.out))
     state = load_state([f"resume={path}"]) if path.exists() else None
-    if state and restore_config(state["config"]) != config:
+    if state and restore_config(state.config) != config:
         raise InputError(f"{path} was begun with other settings: remove it to start the cell anew")
     return state
 
@@ -248,13 +234,14 @@ def measure(cell: Cell, config: Config, described: list) -> dict:
 
 def measure_choice(files: DataFiles, described: list) -> dict:
     """The metric that dev chooses by, without the slow ones beside it."""
-    metric = rouge if find_task(files.dataset) == "xsum" else bleu
+    metric, *_ = find_task(files.dataset).metrics
     metrics = metric([text for _, text in described], [record.references for record, _ in described])
     return metrics | {"records": len(described)}
 
 
-def read_curves(lines: list[dict]) -> dict:
+def read_curves(log: Path) -> dict:
     """The log as curves: the mean of each tenth step and its predecessors, the dev loss, and the speed."""
+    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     steps = [line for line in lines if "loss" in line]
     tens = [steps[i : i + 10] for i in range(0, len(steps), 10)]
     return {
@@ -262,23 +249,6 @@ def read_curves(lines: list[dict]) -> dict:
         "loss": [[ten[-1]["step"], round(sum(line["loss"] for line in ten) / len(ten), 4)] for ten in tens],
         "dev_loss": [[line["step"], round(line["dev_loss"], 4)] for line in lines if "dev_loss" in line],
     }
-
-
-def begin_peak(device: str) -> None:
-    if device == "cpu":
-        reset_peak()
-    else:
-        torch.cuda.reset_peak_memory_stats()
-
-
-def read_peak(device: str) -> int:
-    """The most memory since begin_peak, in bytes: resident on a CPU, allocated on a GPU."""
-    return read_memory("VmHWM") if device == "cpu" else torch.cuda.max_memory_allocated()
-
-
-def read_commit() -> str:
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True).stdout.strip()
 
 
 def remove_traces(out: Path) -> None:
@@ -291,34 +261,20 @@ def remove_traces(out: Path) -> None:
 
 def print_table(cells: dict[str, Cell]) -> None:
     """What there is, the learning rate that dev chose first, with its seeds."""
-    print(f"{'cell':<22} {'lr':<8} seed  alpha  dev loss   dev  test metrics")
     for name, cell in cells.items():
         runs = read_runs(cell)
-        chosen = choose_runs(runs)
-        for run in [*chosen, *(run for run in runs.values() if run not in chosen)]:
-            config = run["config"]
-            lr = f"{config['lr']:g}" if cell.rates else "-"
-            alpha = run.get("length_penalty", config["length_penalty"])
-            loss = f"{run['dev_loss'][-1][1]:8.3f}" if run.get("dev_loss") else f"{'-':>8}"
-            dev = f"{merit(run['dev']):5.1f}" if run["dev"] else f"{'-':>5}"
-            print(
-                f"{name:<22} {lr:<8} {config['seed']:4d}  {alpha:5g}  {loss} {dev}  "
-                + format_metrics(run["test"])
-            )
+        best = choose_rate(runs)
+        for (lr, seed), run in sorted(runs.items(), key=lambda item: item[0][0] != best):
+            figures = {"dev loss": read_dev_loss(run), "dev": merit(run["dev"]), **run["test"]}
+            alpha = run.get("length_penalty", run["config"]["length_penalty"])
+            print(f"{name:<22} lr {lr:<8g} seed {seed} alpha {alpha:g}: {format_metrics(figures)}")
 
 
 def format_metrics(metrics: dict) -> str:
     shown = {name: value for name, value in metrics.items() if isinstance(value, float)}
     shown = {name: value for name, value in shown.items() if not name.endswith((" low", " high"))}
-    return ", ".join(f"{name} {value:.2f}" for name, value in shown.items())
+    return ", ".join(f"{name} {value:.2f}" for name, value in shown.items() if math.isfinite(value))
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except (InputError, OSError) as error:
-        print(f"experiments.run: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("\nstopped: the same command goes on", file=sys.stderr)
-        sys.exit(130)
+    start(main, __doc__)

@@ -8,15 +8,12 @@ Measures, and writes to experiments/results/users/:
     MINPREFIX_DATA=FOLDER python -m experiments.users half FILE.pt [RECORDS]
 
 measures what storing a trained prefix in half precision does to its logits, and to BLEU on so many test
-records (default 120; 0: logits only).
+records (default 120; 0: logits only). All of it needs Linux.
 """
 
 import dataclasses
-import json
 import multiprocessing
 import os
-import resource
-import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -25,21 +22,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from experiments.machine import describe_machine
+from experiments.keep import RESULTS, describe_machine, read_memory, read_table, start, write_result
 from minprefix.config import Config
-from minprefix.data import find_files, pairs, pick, read_split
 from minprefix.generate import gather_prefixes, generate
 from minprefix.gpt2 import GPT2, GPT2Config
 from minprefix.hub import load_lm
 from minprefix.prefix import SavedPrefix, read_activations
 from minprefix.store import load_prefix, save_prefix
 from minprefix.texts import encode_source, encode_target
+from tasks import find_files, pairs, pick, read_split
 from train import describe_split, score_texts
 
-RESULTS = Path(__file__).parent / "results" / "users"
 BUNDLED = "weights/gpt2-mini"
 RECORD = "name : Blue Spice | Type : coffee shop | food : Thai | area : city centre | near : Crowne"
-USERS = {"a thousand": 10**3, "a million": 10**6, "a billion": 10**9}
+USERS = {"one": 1, "a thousand": 10**3, "a million": 10**6, "a billion": 10**9}
 GIB = 2**30
 
 
@@ -52,33 +48,31 @@ def make_user(lm, seed: int, length: int) -> SavedPrefix:
     return SavedPrefix("prefix", {"decoder": P_theta}, lm.positions, base, {}, {}, "made up")
 
 
-def read_logits(lm, source: list[int], prefixes: list) -> Tensor:
-    """The logits (V,) behind the source, of the last of the rows, each with its prefix."""
-    x = torch.tensor([source] * len(prefixes))
-    with torch.inference_mode():
-        cache = lm.read(x[:, :-1], torch.ones_like(x[:, :-1]), gather_prefixes(prefixes))
-        return lm.logits(lm.hidden(x[:, -1:], cache))[-1, 0]
-
-
-# --- isolation ---
+@torch.inference_mode()
+def read_logits(lm, x: list[int], y: list[int], prefixes: list) -> Tensor:
+    """Logits (1 + |y|, V) behind x and behind y's tokens, of the last of the rows, each with its prefix."""
+    first, last = lm.split(x)
+    read, rest = (torch.tensor([ids] * len(prefixes)) for ids in (first, [*last, *y]))
+    cache = lm.read(read, torch.ones_like(read), gather_prefixes(prefixes))
+    return lm.logits(lm.hidden(rest, cache))[-1]
 
 
 def measure_isolation(neighbours: int = 20) -> dict:
     """User B beside `neighbours` different users A, with the batch's shape kept and changed, and alone."""
     lm, tokenizer = load_lm(BUNDLED)
     source = encode_source(lm, tokenizer, RECORD)
-    b = make_user(lm, 0, 10)
+    b, seeds = make_user(lm, 0, 10), range(1, neighbours + 1)
     beside = {
-        "another A": [[make_user(lm, seed, 10)] for seed in range(1, neighbours + 1)],
-        "a shorter A, padded": [[make_user(lm, seed, 4)] for seed in range(1, neighbours + 1)],
-        "a longer A, which pads B": [[make_user(lm, seed, 16)] for seed in range(1, neighbours + 1)],
+        "another A": [[make_user(lm, seed, 10)] for seed in seeds],
+        "a shorter A, padded": [[make_user(lm, seed, 4)] for seed in seeds],
+        "a longer A, which pads B": [[make_user(lm, seed, 16)] for seed in seeds],
         "nobody": [[]],
         "31 others": [[make_user(lm, seed, 1 + seed % 16) for seed in range(31)]],
     }
-    reference = read_logits(lm, source, [make_user(lm, 99, 10), b])
+    reference = read_logits(lm, source, [], [make_user(lm, 99, 10), b])
     found = {}
     for name, batches in beside.items():
-        rows = [read_logits(lm, source, [*others, b]) for others in batches]
+        rows = [read_logits(lm, source, [], [*others, b]) for others in batches]
         apart = max(float((row - reference).abs().max() / reference.abs().max()) for row in rows)
         equal = sum(torch.equal(row, reference) for row in rows)
         found[name] = {"batches": len(rows), "bit for bit": equal, "largest relative difference": apart}
@@ -86,18 +80,6 @@ def measure_isolation(neighbours: int = 20) -> dict:
     texts = [generate(lm, [source] * (1 + len(o)), [*o, b], max_new_tokens=30)[-1] for o in batches]
     same = sum(text == texts[0] for text in texts)
     return {"logits": found, "texts": {"batches": len(texts), "equal to B alone": same, "beams": 5}}
-
-
-def print_isolation(result: dict) -> None:
-    print("B's logits beside                batches  bit for bit  largest relative difference")
-    for name, row in result["logits"].items():
-        apart = row["largest relative difference"]
-        print(f"{name:<32} {row['batches']:7d}  {row['bit for bit']:11d}  {apart:27.1e}")
-    texts = result["texts"]
-    print(f"texts (beam 5) equal to B alone: {texts['equal to B alone']} of {texts['batches']}")
-
-
-# --- loading ---
 
 
 def measure_loading(count: int) -> dict:
@@ -130,30 +112,11 @@ def load_folder(folder: Path) -> dict:
     }
 
 
-def read_memory() -> int:
-    """Bytes that this process holds in memory."""
-    if Path("/proc/self/statm").exists():
-        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def print_loading(result: dict) -> None:
-    count, load = result["count"], result["load seconds (files just written)"]
-    each, stack = 1000 * load / count, 1000 * result["seconds to stack 32 rows"]
-    print(f"{count:,} prefixes of the bundled model, {result['numbers each']:,} numbers each")
-    print(f"  on disk    {show_bytes(result['bytes on disk'])}, saved in {result['save seconds']} s")
-    print(f"  in memory  {show_bytes(result['memory'])}, loaded in {load} s, {each:.2f} ms each")
-    print(f"  32 of them stacked for a batch in {stack:.1f} ms")
-
-
-# --- sizes ---
-
-
 def count_sizes() -> dict:
     """Computed, not measured. Adapters as in the paper: LayerNorm, down and up after each block."""
     mini, _ = load_lm(BUNDLED)
     with torch.device("meta"):
-        medium = GPT2(GPT2Config(50257, 1024, 1024, 24, 16))
+        medium = GPT2(GPT2Config(**read_table("published")["gpt2-medium"]))
     return {"gpt2-mini": count_model(mini, 10, 66), "GPT-2 medium": count_model(medium, 5, 224)}
 
 
@@ -181,26 +144,11 @@ def count_model(lm: GPT2, prefix_len: int, bottleneck: int) -> dict:
     }
 
 
-def print_sizes(result: dict) -> None:
-    for model, sizes in result.items():
-        print(f"{model:<36} {'one':>10}" + "".join(f"{name:>12}" for name in USERS))
-        for name, each in sizes["bytes each"].items():
-            cells = "".join(f"{show_bytes(each * count):>12}" for count in USERS.values())
-            print(f"  {name:<34} {show_bytes(each):>10}{cells}")
-        row, slots = show_bytes(sizes["cache bytes a row"]), sizes["slots a row"]
-        rows, models = sizes["rows beside the weights in 16 GiB"], sizes["fully fine-tuned models in 16 GiB"]
-        print(f"  cache: {sizes['cache bytes a slot']:,} B a slot, {row} a row of {slots} slots (beam 5)")
-        print(f"  16 GiB: {rows:,} rows of as many users beside one LM, or {models:,} fine-tuned models")
-
-
 def show_bytes(count: float) -> str:
     units = ["B", "KB", "MB", "GB", "TB", "PB"]
     while count >= 1000 and len(units) > 1:
         count, units = count / 1000, units[1:]
     return f"{count:.3g} {units[0]}" if count < 1000 else f"{count:,.0f} {units[0]}"
-
-
-# --- half precision ---
 
 
 def measure_half(path: str, records: int) -> dict:
@@ -210,17 +158,15 @@ def measure_half(path: str, records: int) -> dict:
         save_prefix(whole, Path(folder) / "half.pt", torch.float16)
         half = load_prefix(Path(folder) / "half.pt")
         sizes = {"float32": Path(path).stat().st_size, "float16": (Path(folder) / "half.pt").stat().st_size}
-    config = Config(**whole.config)
-    files, (lm, tokenizer) = find_files(config.dataset, config.data), load_lm(config.model)
+    config = dataclasses.replace(Config(**whole.config), eval_limit=records)
+    files = find_files(config.dataset, config.data, (config.source_key, config.target_key))
+    lm, tokenizer = load_lm(config.model)
     result = {"prefix": Path(path).name, "data": files.origin, "bytes": sizes}
     result["logits"] = compare_logits(lm, tokenizer, pick(pairs(read_split(files, "dev")), 100), whole, half)
     if records:
-        config = dataclasses.replace(config, eval_limit=records)
-        texts, others = (describe_split(config, lm, tokenizer, files, p) for p in (whole, half))
-        result["test"] = {
-            name: score_texts(config.dataset, described)
-            for name, described in (("float32", texts), ("float16", others))
-        }
+        texts, others = (describe_split(config, lm, tokenizer, files, prefix) for prefix in (whole, half))
+        named = {"float32": texts, "float16": others}
+        result["test"] = {name: score_texts(config.dataset, found) for name, found in named.items()}
         result["texts that differ"] = sum(a != b for (_, a), (_, b) in zip(texts, others))
     return result
 
@@ -230,7 +176,7 @@ def compare_logits(lm, tokenizer, texts: list, whole: SavedPrefix, half: SavedPr
     largest, changed, tokens, kl = 0.0, 0, 0, 0.0
     for source, target in texts:
         x, y = encode_source(lm, tokenizer, source), encode_target(lm, tokenizer, target)
-        a, b = (read_targets(lm, x, y, prefix).log_softmax(-1) for prefix in (whole, half))
+        a, b = (read_logits(lm, x, y[:-1], [prefix]).log_softmax(-1) for prefix in (whole, half))
         largest = max(largest, float((a - b).abs().max()))
         changed += int((a.argmax(-1) != b.argmax(-1)).sum())
         kl += float((a.exp() * (a - b)).sum())
@@ -244,38 +190,43 @@ def compare_logits(lm, tokenizer, texts: list, whole: SavedPrefix, half: SavedPr
     }
 
 
-def read_targets(lm, x: list[int], y: list[int], prefix: SavedPrefix) -> Tensor:
-    """Logits (|y|, V) of each of y's tokens, y being given."""
-    first, last = lm.split(x)
-    read, rest = torch.tensor([first]), torch.tensor([[last, *y[:-1]]])
-    with torch.inference_mode():
-        return lm.logits(lm.hidden(rest, lm.read(read, torch.ones_like(read), gather_prefixes([prefix]))))[0]
-
-
-def write_result(name: str, result: dict) -> None:
-    RESULTS.mkdir(parents=True, exist_ok=True)
+def keep(name: str, result: dict) -> None:
     # the times are those of a busy machine
     facts = {"machine": describe_machine(), "load average": os.getloadavg()[0]}
-    (RESULTS / f"{name}.json").write_text(json.dumps(facts | result, indent=1) + "\n")
+    write_result(RESULTS / "users" / f"{name}.json", facts | result)
+    print(f"\n{name}")
+    show(result)
+
+
+def show(result: dict, indent: str = "  ") -> None:
+    for name, found in result.items():
+        if isinstance(found, dict):
+            print(f"{indent}{name}")
+            show(found, f"{indent}  ")
+        else:
+            print(
+                f"{indent}{name:<36} {found:,}" if isinstance(found, int) else f"{indent}{name:<36} {found}"
+            )
+
+
+def show_sizes(result: dict) -> None:
+    """What so many users take."""
+    for model, sizes in result.items():
+        print(f"\n{model:<36}" + "".join(f"{name:>12}" for name in USERS))
+        for name, each in sizes["bytes each"].items():
+            cells = [f"{show_bytes(each * count):>12}" for count in USERS.values()]
+            print(f"  {name:<34}" + "".join(cells))
 
 
 def main(arguments: list[str]) -> None:
     if arguments[:1] == ["half"]:
-        result = measure_half(arguments[1], int(arguments[2]) if len(arguments) > 2 else 120)
-        write_result("half", result)
-        print(json.dumps(result, indent=1))
+        keep("half", measure_half(arguments[1], int(arguments[2]) if len(arguments) > 2 else 120))
         return
-    parts = {
-        "isolation": (measure_isolation, print_isolation),
-        "loading": (lambda: measure_loading(int(arguments[0]) if arguments else 10_000), print_loading),
-        "sizes": (count_sizes, print_sizes),
-    }
-    for name, (measure, show) in parts.items():
-        result = measure()
-        write_result(name, result)
-        show(result)
-        print()
+    keep("isolation", measure_isolation())
+    keep("loading", measure_loading(int(arguments[0]) if arguments else 10_000))
+    keep("sizes", sizes := count_sizes())
+    show_sizes(sizes)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    start(main, __doc__)
