@@ -18,7 +18,7 @@ import numpy as np
 from records import EOT, make_records
 from tokenizers import ByteLevelBPETokenizer
 
-from minprefix.errors import InputError
+from minprefix.checks import InputError, explain
 from minprefix.store import write_atomically
 
 GIVEN = 1 << 15  # this bit on a token: it belongs to a record, which is read and never predicted
@@ -38,20 +38,15 @@ def find_files(folder: str) -> dict[str, Path]:
     """{name without suffix: path} of the text files in a folder."""
     paths = [path for path in sorted(Path(folder).glob("*.txt*")) if path.suffix in (".txt", ".xz")]
     if not folder or not paths:
-        raise InputError(
-            f"no .txt or .txt.xz file in corpus={folder}: give the folder, or set MINPREFIX_CORPUS"
-        )
+        raise InputError(f"no .txt or .txt.xz in corpus={folder}: give the folder, or set MINPREFIX_CORPUS")
     return {path.name.split(".")[0]: path for path in paths}
 
 
 def read_documents(path: Path) -> list[Document]:
-    try:
-        with (lzma.open if path.suffix == ".xz" else open)(path, "rt", encoding="utf-8") as file:
-            text = file.read()
-    except (OSError, EOFError, lzma.LZMAError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{path} cannot be read ({error}): replace it, or take it out of the folder"
-        ) from None
+    kinds, advice = (OSError, EOFError, lzma.LZMAError, UnicodeDecodeError), "replace it, or take it away"
+    unpack = lzma.open if path.suffix == ".xz" else open
+    with explain(kinds, f"{path} cannot be read", advice), unpack(path, "rt", encoding="utf-8") as file:
+        text = file.read()
     if path.name.startswith("dialogues"):
         return [[line] for line in text.split("\n") if line]
     return [[line for line in part.split("\n") if line] for part in text.split("\n\n") if part.strip()]
@@ -76,9 +71,7 @@ def read_tests(folder: str | None) -> dict[str, set[bytes]]:
     """{file name: hashes of its runs of words} of the .txt files in a folder, one test text a line."""
     paths = sorted(Path(folder).glob("*.txt")) if folder else []
     if folder and not paths:
-        raise InputError(
-            f"no .txt file in tests={folder}: give a folder of texts, one a line, or leave tests= out"
-        )
+        raise InputError(f"no .txt file in tests={folder}: give a folder of texts, or leave tests= out")
     lines = {path.stem: path.read_text(encoding="utf-8").splitlines() for path in paths}
     return {name: set().union(*map(hash_ngrams, texts)) for name, texts in lines.items()}
 
@@ -92,12 +85,8 @@ def train_tokenizer(corpus: str, out: Path, vocab_size: int, sample: int) -> Non
     for path in files.values():
         paragraphs = [paragraph for document in read_documents(path) for paragraph in document]
         random.Random(0).shuffle(paragraphs)
-        size = 0
-        for paragraph in paragraphs:
-            size += len(paragraph)
-            if size > sample / len(files):
-                break
-            lines.append(paragraph)
+        sizes = np.cumsum([len(paragraph) for paragraph in paragraphs])
+        lines += paragraphs[: np.searchsorted(sizes, sample / len(files), side="right")]
     bpe = ByteLevelBPETokenizer()
     bpe.train_from_iterator(lines, vocab_size=vocab_size, special_tokens=[EOT], show_progress=False)
     bpe.save_model(str(out))
@@ -192,11 +181,8 @@ def prepare(
 
 def save_tokens(pieces: list[np.ndarray], path: Path, seed: int) -> dict[str, int]:
     if not pieces:
-        raise InputError(
-            f"the corpus is too small: nothing is left for {path.name}, give at least 1,000 documents"
-        )
+        raise InputError(f"the corpus is too small for {path.name}: give at least 1,000 documents")
     random.Random(seed).shuffle(pieces)
     ids = np.concatenate(pieces)
-    with open(path, "wb") as file:
-        np.save(file, ids)
+    np.save(path, ids)
     return {"tokens": len(ids), "of_records": int((ids >= GIVEN).sum())}

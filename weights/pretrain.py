@@ -13,13 +13,18 @@ import os
 import shutil
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that minprefix need not be installed
@@ -27,83 +32,91 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that minpr
 import corpus
 from denoising import EOS, Noise, number_vocabulary, read_vocabulary
 from export import BPE, SHAPE, export, write_json
-from muon import Muon, add_up
 from transplant import transplant
 
 from minprefix.bart import BART, BARTConfig
-from minprefix.config import parse_value
-from minprefix.errors import InputError
+from minprefix.checks import STRICT, InputError, build
 from minprefix.gpt2 import GPT2, GPT2Config
 from minprefix.hub import load_lm
 from minprefix.store import read_pt, write_atomically, write_pt
 
 MEASURED = 20_000  # tokens of each held-out file, the same ones at every look
 
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Minutes = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, config=STRICT)
 class Config:
     corpus: str = os.environ.get("MINPREFIX_CORPUS", "")  # folder of .txt or .txt.xz files
     work: str = "pretrain"
     out: str = "pretrain/lm"
-    model: str = "gpt2"  # gpt2 predicts the next token; bart rebuilds damaged text (denoising.py)
+    model: Literal["gpt2", "bart"] = "gpt2"  # predict the next token, or rebuild damaged text (denoising.py)
     # A folder to start from, with its BPE; empty: random weights and an own BPE. A BART can begin with a
     # GPT-2, too (transplant.py).
     init: str = ""
     tests: str = ""  # folder of .txt files with test texts: documents that overlap with them are left out
-    tokens: int = 40_000_000  # of the whole run; a smaller number on resuming pulls the decay forward
-    minutes: float = 0  # time limit for everything; when given, `tokens` is what fits
-    vocab_size: int = 8192
-    n_positions: int = 512
-    n_embd: int = 256
-    n_layer: int = 6  # for bart: in the encoder, and as many in the decoder
-    n_head: int = 4
-    batch: int = 4096  # tokens a step
+    tokens: Count = 40_000_000  # of the whole run; a smaller number on resuming pulls the decay forward
+    minutes: Minutes = 0.0  # time limit for everything; when given, `tokens` is what fits
+    vocab_size: Count = 8192
+    n_positions: Count = 512
+    n_embd: Count = 256
+    n_layer: Count = 6  # for bart: in the encoder, and as many in the decoder
+    n_head: Count = 4
+    batch: Count = 4096  # tokens a step
     # The share `warm` of the tokens is read in sequences of an eighth of the positions, then up to the share
     # `short` in sequences of half of them: attention is learnt faster there.
-    warm: float = 0.0
-    short: float = 0.75
-    lr_matrix: float = 3e-3  # Muon: the matrices of the blocks
-    lr_rest: float = 2e-3  # AdamW: embeddings and vectors
-    warmup: int = 100  # steps, at most a tenth of the run
-    decay: float = 0.35  # share of the run over which the rates fall to zero in a straight line
-    save_minutes: float = 3
-    eval_minutes: float = 6
-    preview_minutes: float = 0  # when given, the running weights go to work/preview that often
-    workers: int = 2 if (os.cpu_count() or 1) > 1 else 1  # processes of one thread, which share every batch
-    seed: int = 0
+    warm: Share = 0.0
+    short: Share = 0.75
+    lr_matrix: Positive = 3e-3  # Muon: the matrices of the blocks
+    lr_rest: Positive = 2e-3  # AdamW: embeddings and vectors
+    warmup: int = Field(100, ge=0)  # steps, at most a tenth of the run
+    decay: Positive = 0.35  # share of the run over which the rates fall to zero in a straight line
+    save_minutes: Minutes = 3.0
+    eval_minutes: Minutes = 6.0
+    preview_minutes: Minutes = 0.0  # when given, the running weights go to work/preview that often
+    workers: Count = 2 if (os.cpu_count() or 1) > 1 else 1  # processes of one thread, which share every batch
+    seed: int = Field(0, ge=0)
+
+    def __post_init__(self):
+        if self.batch % (self.workers * self.n_positions):
+            raise InputError(f"batch={self.batch} must be a multiple of workers x n_positions: change one")
 
 
 def parse(arguments: list[str]) -> Config:
-    """Config from key=value arguments; 40M means 40,000,000. InputError names a wrong key or value."""
-    kinds, given = {field.name: field.type for field in dataclasses.fields(Config)}, {}
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if key not in kinds or not equals:
-            raise InputError(
-                f"{argument!r} is not understood: write key=value, with a key of {', '.join(kinds)}"
-            )
-        given[key] = parse_value(
-            key, kinds[key], value.replace("M", "000000") if kinds[key] is int else value
-        )
-    config = Config(**given)
-    if config.model not in ("gpt2", "bart"):
-        raise InputError(f"model={config.model} is unknown: choose gpt2 or bart")
-    if config.batch % (config.workers * config.n_positions):
-        raise InputError(
-            f"batch={config.batch} must be a multiple of workers x n_positions: change one of the three"
-        )
-    return config
+    """Config from key=value arguments; tokens=40M means 40,000,000. InputError names a wrong key or value."""
+    if lone := [argument for argument in arguments if "=" not in argument]:
+        raise InputError(f"{lone[0]!r} is not understood: write key=value")
+    values = dict(argument.split("=", 1) for argument in arguments)
+    if "tokens" in values:
+        values["tokens"] = values["tokens"].replace("M", "000000")
+    return build(Config, values, text=True)
 
 
-# ---- optimisers and model ----
+# ---- optimisers ----
 
 
-def build_optimisers(lm: GPT2 | BART, config: Config, rank: int) -> list[torch.optim.Optimizer]:
+class InFloat32(TorchFunctionMode):
+    """What torch.optim.Muon iterates in bfloat16 stays float32 in here.
+
+    With oneDNN held to AVX2, which lacks bfloat16, a step of gpt2-mini took 11 s in it, and 0.3 s in here.
+    """
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        return args[0].clone() if function is Tensor.bfloat16 else function(*args, **(kwargs or {}))
+
+
+def build_optimisers(lm: GPT2 | BART, config: Config) -> list[torch.optim.Optimizer]:
     tables = {id(module.weight) for module in lm.modules() if isinstance(module, nn.Embedding)}
     matrices = [p for p in lm.parameters() if p.ndim == 2 and id(p) not in tables]
     rest = [p for p in lm.parameters() if p.ndim != 2 or id(p) in tables]
     adam = torch.optim.AdamW(rest, config.lr_rest, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
-    return [Muon(matrices, config.lr_matrix, rank, config.workers), adam]
+    muon = torch.optim.Muon(
+        matrices, config.lr_matrix, weight_decay=0.05, momentum=0.95, adjust_lr_fn="match_rms_adamw"
+    )
+    return [muon, adam]
 
 
 def scale_rate(step: int, total: int, config: Config) -> float:
@@ -119,8 +132,11 @@ def describe(config: Config) -> GPT2Config | BARTConfig:
     """The shape of the model to train."""
     V, T, C, L, H = (getattr(config, key) for key in SHAPE)
     if config.model == "gpt2":
-        return GPT2Config(V, T, C, L, H)
-    return BARTConfig(V + 4, T, C, L, L, H, H, 4 * C, 4 * C)  # five special tokens in place of one
+        return build(GPT2Config, dict(zip(SHAPE, (V, T, C, L, H))))
+    sizes = {"vocab_size": V + 4, "max_position_embeddings": T, "d_model": C}  # five special tokens, not one
+    for side in ("encoder", "decoder"):
+        sizes |= {f"{side}_layers": L, f"{side}_attention_heads": H, f"{side}_ffn_dim": 4 * C}
+    return build(BARTConfig, sizes)
 
 
 def build_lm(config: Config) -> GPT2 | BART:
@@ -161,9 +177,7 @@ def check_start(start: GPT2 | BART, config: Config) -> None:
         fits = fits and start.config.n_layer >= config.n_layer
     if not fits:
         needs = ", ".join(f"{key}={value}" for key, value in shape.items())
-        raise InputError(
-            f"init={config.init} does not fit a {config.model} of {needs}: change these keys, or init="
-        )
+        raise InputError(f"init={config.init} does not fit a {config.model} of {needs}: change one of them")
 
 
 def take_over(lm: GPT2, start: GPT2) -> None:
@@ -175,29 +189,13 @@ def take_over(lm: GPT2, start: GPT2) -> None:
     lm.load_state_dict(tensors)
 
 
-class TiedSoftmaxLoss(torch.autograd.Function):
+def score_words(h: Tensor, wte: Tensor, targets: Tensor) -> Tensor:
     """Mean cross-entropy of h (N, C) under the tied head wte (V, C) against targets (N,).
 
     The gradient is formed on the way forward, chunk by chunk, so that no (N, V) logits ever exist.
     """
-
-    @staticmethod
-    def forward(ctx, h, wte, targets, chunk=512):
-        dh, dwte, loss = torch.empty_like(h), torch.zeros_like(wte), 0.0
-        for i in range(0, len(h), chunk):
-            part, y = h[i : i + chunk], targets[i : i + chunk, None]
-            logp = (part @ wte.T).log_softmax(-1)  # (chunk, V)
-            loss -= logp.gather(1, y).sum()
-            dlogits = logp.exp_().scatter_add_(1, y, y.new_full(y.shape, -1, dtype=h.dtype)).div_(len(h))
-            torch.mm(dlogits, wte, out=dh[i : i + chunk])
-            dwte.addmm_(dlogits.T, part)
-        ctx.save_for_backward(dh, dwte)
-        return loss / len(h)
-
-    @staticmethod
-    def backward(ctx, grad):
-        dh, dwte = ctx.saved_tensors
-        return dh * grad, dwte * grad, None
+    chunks = nn.LinearCrossEntropyOptions(batch_chunk_size=512)  # its own choice took a third longer
+    return F.linear_cross_entropy(h, wte, targets, options=chunks)
 
 
 def compute_loss(lm: GPT2, ids: Tensor) -> tuple[Tensor, int]:
@@ -205,14 +203,14 @@ def compute_loss(lm: GPT2, ids: Tensor) -> tuple[Tensor, int]:
     inputs, targets = ids[:, :-1] & (corpus.GIVEN - 1), ids[:, 1:]
     predicted = targets < corpus.GIVEN  # records are read, not predicted
     h = lm.hidden(inputs)[predicted]  # (N, C)
-    return TiedSoftmaxLoss.apply(h, lm.wte.weight, targets[predicted]), len(h)
+    return score_words(h, lm.wte.weight, targets[predicted]), len(h)
 
 
 def compute_rebuilding_loss(lm: BART, source, mask, target, predicted) -> tuple[Tensor, int]:
     """The same for target (B, T) after a damaged source (B, S), over the tokens where predicted (B, T)."""
     start = target.new_full((len(target), 1), EOS)
     h = lm.hidden(torch.cat((start, target[:, :-1]), 1), lm.read(source, mask, {}))[predicted]  # (N, C)
-    return TiedSoftmaxLoss.apply(h, lm.shared.weight, target[predicted]), len(h)
+    return score_words(h, lm.shared.weight, target[predicted]), len(h)
 
 
 def compute_share(lm, ids: Tensor, noise: Noise | None, step: int, rank: int, config: Config) -> Tensor:
@@ -235,8 +233,18 @@ def take_step(lm, optimisers: list, share: Tensor, factor: float, config: Config
     share.backward()
     add_up([p.grad for p in lm.parameters()], config.workers)
     nn.utils.clip_grad_norm_(lm.parameters(), 1.0)
-    for optimiser in optimisers:
-        optimiser.step()
+    with InFloat32():
+        for optimiser in optimisers:
+            optimiser.step()
+
+
+def add_up(tensors: list[Tensor], workers: int) -> None:
+    """Replaces each tensor by its sum over the workers."""
+    if workers > 1:
+        flat = torch.cat([t.flatten() for t in tensors])
+        dist.all_reduce(flat)
+        for t, total in zip(tensors, flat.split([t.numel() for t in tensors])):
+            t.copy_(total.view_as(t))
 
 
 # ---- data ----
@@ -289,11 +297,8 @@ def evaluate(lm, data: np.ndarray, length: int, noise: Noise | None = None, lost
 
 def count_bytes(data: np.ndarray, vocab: Path) -> float:
     """Bytes of text for a token of `data`, on average: byte-level BPE spells every byte as one character."""
-    ids = json.loads(vocab.read_text())
-    lengths = np.zeros(len(ids))
-    for token, i in ids.items():
-        lengths[i] = 0 if token == corpus.EOT else len(token)
-    return lengths[data].mean()
+    lengths = {i: len(token) for token, i in json.loads(vocab.read_text()).items() if token != corpus.EOT}
+    return float(np.mean([lengths.get(i, 0) for i in data.tolist()]))
 
 
 # ---- what a run leaves ----
@@ -315,9 +320,11 @@ def read_state(config: Config) -> dict | None:
         raise InputError(
             f"{path} has {state['step'] * config.batch:,} tokens behind it: give tokens= above that"
         )
+    if "ns_steps" not in state["optimisers"][0]["param_groups"][0]:
+        raise InputError(f"{path} is of before torch.optim.Muon was used: give another work=FOLDER")
     for key in ("model", *SHAPE, "batch"):
-        if state["config"].get(key, "gpt2") != getattr(config, key):
-            was = state["config"].get(key, "gpt2")  # states of before there was a BART do not say
+        was = state["config"][key]
+        if was != getattr(config, key):
             raise InputError(f"{path} was made with {key}={was}: give that, or another work=FOLDER")
     return state
 
@@ -401,12 +408,10 @@ def train(rank: int, config: Config, deadline: float) -> None:
         data = {name: tokens[tokens < corpus.GIVEN] for name, tokens in data.items()}
     lm = build_lm(config)
     noise = Noise(number_vocabulary(work / "vocab.json")) if config.model == "bart" else None
-    optimisers = build_optimisers(lm, config, rank)
+    optimisers = build_optimisers(lm, config)
     first, before = restore(read_state(config), lm, optimisers)
     total, losses, start = config.tokens // config.batch, [], time.time()
-    timers = [
-        Timer(minutes) for minutes in (config.eval_minutes, config.save_minutes, config.preview_minutes)
-    ]
+    timers = [Timer(config.eval_minutes), Timer(config.save_minutes), Timer(config.preview_minutes)]
     bar, step = tqdm(total=total, initial=first, unit="step", disable=True if rank else None), first
     while step < total:
         ids = read_batch(data["train"], step, total, config)
@@ -443,7 +448,8 @@ def main(arguments: list[str]) -> None:
     began, config = time.time(), parse(arguments)
     if Path(config.out).exists():
         raise InputError(f"{config.out} exists and is not replaced: give another out=FOLDER, or move it away")
-    if config.init:  # so that bad input is found before anything is written
+    describe(config)  # so that bad input is found before anything is written
+    if config.init:
         check_start(load_lm(config.init)[0], config)
     prepare_data(config)
     cut_log(config, read_state(config))

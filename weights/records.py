@@ -93,9 +93,7 @@ def extract_facts(text: str, rng: random.Random) -> Facts:
 
 def format_record(facts: Facts, rng: random.Random) -> str:
     """Facts in a random layout, with random keys, separators and brackets."""
-    layout = rng.choice(
-        (list_values, list_values, list_pairs, list_pairs, list_pairs, list_groups, list_about)
-    )
+    layout = rng.choice((*[list_values] * 2, *[list_pairs] * 3, list_groups, list_about))
     return rng.choice(AROUND).format(rng.choice(BETWEEN).join(layout(facts, rng)))
 
 
@@ -107,11 +105,8 @@ def list_values(facts: Facts, rng: random.Random) -> list[str]:
 
 def list_pairs(facts: Facts, rng: random.Random) -> list[str]:
     """A key for every value: year=1843 label=Zarnock."""
-    pair, bare, case = (
-        rng.choice(PAIRS),
-        rng.random() < 0.25,
-        rng.choice((str, str, str.capitalize, str.upper)),
-    )
+    pair, bare = rng.choice(PAIRS), rng.random() < 0.25
+    case = rng.choice((str, str, str.capitalize, str.upper))
     keys = (rng.choice(BARE_KEYS if bare else KEYS[kind]) for kind, _ in facts)
     return [pair.format(k=case(key), v=phrase) for key, (_, phrase) in zip(keys, facts)]
 

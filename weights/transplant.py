@@ -27,10 +27,8 @@ def transplant(start: GPT2, lm: BART, ids: Tensor) -> None:
     sizes = measure_stream(start, ids)
     n, first = len(lm.encoder.layers), (len(lm.decoder.layers) + 1) // 2
     last = len(start.h) - (len(lm.decoder.layers) - first)
-    for stack, chosen in (
-        (lm.encoder, range(n)),
-        (lm.decoder, [*range(first), *range(last, len(start.h))]),
-    ):
+    first_and_last = [*range(first), *range(last, len(start.h))]
+    for stack, chosen in ((lm.encoder, range(n)), (lm.decoder, first_and_last)):
         positions = stack.embed_positions.weight[2:]
         positions.copy_(start.wpe.weight[: len(positions)] * factor)
         for layer, i in zip(stack.layers, chosen):
@@ -44,10 +42,11 @@ def measure_stream(start: GPT2, ids: Tensor) -> list[tuple[float, float]]:
     """For each block, the standard deviation of the residual stream before attention and before the MLP."""
     sizes: list[float] = []
     norms = [norm for block in start.h for norm in (block.ln_1, block.ln_2)]
-    hooks = [
-        norm.register_forward_pre_hook(lambda _, x: sizes.append(x[0].std(-1).mean().item()))
-        for norm in norms
-    ]
+
+    def note(_, inputs: tuple[Tensor]) -> None:
+        sizes.append(inputs[0].std(-1).mean().item())
+
+    hooks = [norm.register_forward_pre_hook(note) for norm in norms]
     start.hidden(ids)
     for hook in hooks:
         hook.remove()
