@@ -16,11 +16,11 @@ from torch import Tensor
 
 import minprefix
 from minprefix.cache import Cache
-from minprefix.data import find_files, pairs, pick, read_split
 from minprefix.methods import compute_sites, target_loss
 from minprefix.texts import encode_source, encode_target
+from tasks import find_files, pairs, pick, read_split
 
-# Told apart by the colour-blind and in grey print; the colours of experiments/report.py.
+# Told apart by the colour-blind and in grey print; the colours of experiments/figures.py.
 ORANGE, YELLOW, BLUE, GREEN, GREY = "#d55e00", "#e69f00", "#0072b2", "#009e73", "#56565a"
 plt.rcParams |= {"figure.dpi": 110, "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
 plt.rcParams |= {"legend.frameon": False, "figure.constrained_layout.use": True, "image.cmap": "viridis"}

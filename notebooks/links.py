@@ -1,33 +1,45 @@
 """Moves every link to a line of code to where that line now stands: python notebooks/links.py
 
 Such a link is a piece of the line and the place: [`def splice`](../minprefix/cache.py#L38). The piece stands
-once in that file, so the number can always be found again; tests/test_notebooks.py asks for it to be right.
+once in that file, or in one beside it if it has moved there, so the place can always be found again;
+tests/test_notebooks.py asks for it to be right.
 """
 
 import hashlib
 import json
 import re
-from pathlib import Path
+import sys
+from pathlib import Path, PurePosixPath
 
 ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+PAGES = [ROOT / "README.md", *NOTEBOOKS]
 LINK = re.compile(r"\[`([^`]+)`\]\(([^)#\s]+\.py)#L(\d+)\)")
 
 
-def find_line(path: Path, piece: str) -> int:
-    """The number of the one line that holds the piece; LookupError if none or several do."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    numbers = [number for number, line in enumerate(lines, 1) if piece in line]
-    if len(numbers) != 1:
-        raise LookupError(f"{piece!r} stands in {len(numbers)} lines of {path}, not in one")
-    return numbers[0]
+def find_place(path: Path, piece: str) -> tuple[str, int]:
+    """(file, number) of the one line that holds the piece: in the file at `path` or, if none does there, in
+    the folder around it. LookupError if none or several do.
+    """
+    around = [(file.name, number) for file in path.parent.glob("*.py") for number in find_lines(file, piece)]
+    found = [place for place in around if place[0] == path.name] or around
+    if len(found) != 1:
+        raise LookupError(f"{piece!r} stands in {len(found)} lines of {path.name} or beside it, not in one")
+    return found[0]
+
+
+def find_lines(path: Path, piece: str) -> list[int]:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [number for number, line in enumerate(lines, 1) if piece in line]
 
 
 def mend(text: str, folder: Path) -> str:
-    """The text with the right line in each link; targets are relative to the folder."""
+    """The text with the right file and line in each link; targets are relative to the folder."""
 
     def point(link: re.Match) -> str:
         piece, target, _ = link.groups()
-        return f"[`{piece}`]({target}#L{find_line(folder / target, piece)})"
+        name, number = find_place(folder / target, piece)
+        return f"[`{piece}`]({PurePosixPath(target).with_name(name)}#L{number})"
 
     return LINK.sub(point, text)
 
@@ -64,5 +76,10 @@ def mend_file(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    for path in (ROOT / "README.md", *sorted((ROOT / "notebooks").glob("*.ipynb"))):
-        mend_file(path)
+    lost = []
+    for path in PAGES:
+        try:
+            mend_file(path)
+        except LookupError as error:
+            lost.append(f"{path.name}: {error}")
+    sys.exit("\n".join(lost) or None)

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import nbformat
-from links import ROOT, digest_code, mend_file
+from links import NOTEBOOKS, ROOT, digest_code, mend_file
 from nbclient import NotebookClient
 from PIL import Image
 
@@ -44,7 +44,7 @@ def squeeze(png: str) -> str:
 
 
 if __name__ == "__main__":
-    os.environ["PYTHONPATH"] = str(ROOT)  # so that the kernel has this minprefix
-    for name in sys.argv[1:] or sorted(path.stem for path in FOLDER.glob("*.ipynb")):
+    os.environ["PYTHONPATH"] = str(ROOT)  # so that the kernel has this minprefix, and tasks
+    for name in sys.argv[1:] or [path.stem for path in NOTEBOOKS]:
         run(FOLDER / f"{Path(name).stem}.ipynb")
         print(f"ran {name}")
