@@ -1,6 +1,7 @@
 """What the tables and figures of the paper are made of here: cells, each a list of settings for train.py.
 
-Which there are stands in tables/cells.toml; with which models, and how large, in mini.toml and paper.toml.
+Which there are stands in tables/cells.toml; with which models, and how large, in mini.toml, smollm2.toml and
+paper.toml.
 """
 
 import itertools
@@ -65,7 +66,7 @@ def read_scale(name: str) -> Scale:
     return Scale(**values | {"folder": RESULTS / values["folder"]})
 
 
-SCALES = {name: read_scale(name) for name in ("mini", "paper")}
+SCALES = {name: read_scale(name) for name in ("mini", "smollm2", "paper")}
 MINI, PAPER = SCALES["mini"], SCALES["paper"]
 
 

@@ -1,11 +1,12 @@
 """Runs the cells of a table or figure of the paper, or prints what there is of them.
 
-    MINPREFIX_DATA=FOLDER python -m experiments.run ARTEFACT [paper] [seeds=N] [CELL[=LR] ...]
-    python -m experiments.run ARTEFACT [paper] table
+    MINPREFIX_DATA=FOLDER python -m experiments.run ARTEFACT [SCALE] [seeds=N] [CELL[=LR] ...]
+    python -m experiments.run ARTEFACT [SCALE] table
 
 experiments/artefacts.py lists artefacts and cells, experiments/tables/mini.toml the learning rates. First
 every cell runs with seed 0 at each of its learning rates, or at those given; then dev chooses one, and the
-further seeds run with it. `paper` means the paper's models and numbers of steps instead of the bundled ones.
+further seeds run with it. SCALE: `paper` takes the paper's models and numbers of steps instead of the bundled
+ones, `smollm2` a real model of 135 million parameters, on E2E.
 A result is a JSON file; a cell that has it is not run again, a stopped one goes on where it was. Several
 processes may share a grid: start the same command in each.
 """
