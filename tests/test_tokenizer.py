@@ -124,8 +124,7 @@ def test_any_ids_decode_as_by_hugging_face(pair, data):
     ours, theirs = pair
     ids = data.draw(st.lists(st.sampled_from([*ours.bytes_of_id, 10**6]), max_size=20))
     assert ours.decode(ids) == theirs.decode(ids)
-    shown = [id for id in ids if theirs.decode([id], skip_special_tokens=True)]
-    assert ours.special_ids.isdisjoint(shown)
+    assert ours.special_ids >= set(theirs.all_special_ids)
 
 
 def test_long_runs_keep_their_ids_and_cost_is_linear(pair):
