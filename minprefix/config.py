@@ -29,9 +29,7 @@ class Config(Decoding):
     bottleneck: int = Field(6, ge=1, le=MOST, description="inner width of an adapter, or LoRA's rank")
     prefix_len: int = Field(10, ge=1, le=MOST, description="|P|, slots of the prefix")
     mlp_hidden: int = Field(512, ge=0, le=MOST, description="k of Sec. 4.3; 0 trains P_theta without the MLP")
-    init: str = Field(
-        "random", pattern=r"\S", description="random, or words whose activations start the prefix (Sec. 7.4)"
-    )
+    init: str = Field("random", pattern=r"\S", description="random, or words it starts as (Sec. 7.4)")
     lr: float = Field(5e-5, ge=1e-12, le=1000, description="step size at the start; it falls to 0 in a line")
     epochs: int = Field(10, ge=1, le=MOST, description="passes over the training pairs")
     max_steps: int = Field(0, ge=0, le=MOST, description="stop after so many steps; 0: no limit")

@@ -1,9 +1,7 @@
 """LM_phi from a Hugging Face folder or hub id, checked before it is believed."""
 
 import hashlib
-import math
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,15 +17,14 @@ from minprefix.tokenizer import BART_SPECIAL, GPT2_SPECIAL, Tokenizer, load_toke
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 NEEDED = ["*.json", "merges.txt", "model*.safetensors"]
-MODELS = {
-    "gpt2": (GPT2, GPT2Config, GPT2_SPECIAL),
-    "bart": (BART, BARTConfig, BART_SPECIAL),
-    "llama": (Llama, LlamaConfig, ()),
+MODELS = {  # by model_type: the class, its config, its embedding in the file, its special tokens
+    "gpt2": (GPT2, GPT2Config, "wte.weight", GPT2_SPECIAL),
+    "bart": (BART, BARTConfig, "shared.weight", BART_SPECIAL),
+    "llama": (Llama, LlamaConfig, "embed_tokens.weight", ()),
 }
-EMBEDDINGS = {"gpt2": "wte.weight", "bart": "shared.weight", "llama": "embed_tokens.weight"}
 # What old files store beside the parameters: the causal mask, fairseq's version.
 LEGACY_BUFFER = re.compile(r"h\.\d+\.attn\.(masked_)?bias|(en|de)coder\.version|.*\.rotary_emb\.inv_freq")
-COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")  # of BART's shared
+COPIES = {"encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"}
 
 
 def load_lm(
@@ -43,17 +40,19 @@ def load_lm(
         torch.empty(0, device=device)
     folder = find_folder(str(folder_or_hub_id))
     given, tensors = read_config(folder), read_tensors(folder)
-    Model, Config, special = MODELS[given["model_type"]]
-    unite_copies(given, tensors)
+    Model, Config, embedding, special = MODELS[given["model_type"]]
+    unite_copies(given, tensors, embedding, Config.tie_word_embeddings)
+    given |= {"name": str(folder_or_hub_id), "fingerprint": make_fingerprint(tensors)}
     config = build(Config, given, f"{folder}/config.json: ")
-    config = replace(config, name=str(folder_or_hub_id), fingerprint=make_fingerprint(tensors))
     with torch.device("meta"):  # shapes without memory, until the tensors are put in
         lm = Model(config)
     with explain(RuntimeError, f"the tensors in {folder} do not fit its config.json", "get both again"):
         lm.load_state_dict(copy_tensors(lm, tensors, dtype, device), assign=True)
     tokenizer = load_tokenizer(folder, special)
     if max(tokenizer.bytes_of_id) >= config.vocab_size:
-        raise InputError(f"{folder}: vocab.json has ids beyond config.json's vocab_size {config.vocab_size}")
+        raise InputError(
+            f"{folder}: tokenizer.json or vocab.json has ids beyond vocab_size {config.vocab_size}"
+        )
     return lm.eval().requires_grad_(False), tokenizer
 
 
@@ -85,32 +84,32 @@ def read_config(folder: Path) -> dict:
 
     Of several EOS the first. A forced token is what the first of these files that exists says.
     """
-    config, path = read_json(folder / "config.json"), folder / "generation_config.json"
-    if str(config.get("model_type")) not in MODELS:
-        was, known = config.get("model_type"), ", ".join(MODELS)
-        raise InputError(f"{folder}/config.json: model_type is {was!r}: it must be of {known}")
-    if config["model_type"] == "gpt2":
-        config = {"bos_token_id": 50256, "eos_token_id": 50256} | drop_nulls(config)
+    config, path = read_filled(folder / "config.json"), folder / "generation_config.json"
+    kind = str(config.get("model_type"))
+    if kind not in MODELS:
+        raise InputError(f"{folder}/config.json: model_type is {kind}: it must be of {', '.join(MODELS)}")
+    if kind == "gpt2":
+        config = {"bos_token_id": 50256, "eos_token_id": 50256} | config
     if path.exists():
-        ids = {key: id for key, id in drop_nulls(read_json(path)).items() if key.endswith("_token_id")}
+        ids = {key: id for key, id in read_filled(path).items() if key.endswith("_token_id")}
         config = {key: value for key, value in config.items() if not key.startswith("forced_")} | ids
     if isinstance(several := config.get("eos_token_id"), list) and several:
         config["eos_token_id"] = several[0]
-    return drop_nulls(config)
+    return config
 
 
-def drop_nulls(values: dict) -> dict:
-    return {key: value for key, value in values.items() if value is not None}
+def read_filled(path: Path) -> dict:
+    return {key: value for key, value in read_json(path).items() if value is not None}
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
     """All tensors under our models' names, as views of the mapped files: nothing is read yet."""
-    files, index = {"model.safetensors"}, folder / "model.safetensors.index.json"
+    names, index = {"model.safetensors"}, folder / "model.safetensors.index.json"
     if index.exists() and not (folder / "model.safetensors").exists():
-        with explain((AttributeError, KeyError), f"{index} is damaged", "get it again"):
-            files = {Path(str(file)).name for file in read_json(index)["weight_map"].values()}
+        with explain((AttributeError, LookupError), f"{index} names no files", "get it again"):
+            names = {Path(str(name)).name for name in read_json(index)["weight_map"].values()}
     tensors: dict[str, Tensor] = {}
-    for path in [folder / file for file in sorted(files)]:
+    for path in [folder / name for name in sorted(names)]:
         for key, tensor in read_safetensors(path)[0].items():
             name = key.removeprefix("transformer.").removeprefix("model.")
             if LEGACY_BUFFER.fullmatch(name):
@@ -131,27 +130,27 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
 
 
-def unite_copies(config: dict, tensors: dict[str, Tensor]) -> None:
+def unite_copies(config: dict, tensors: dict[str, Tensor], embedding: str, is_tied: bool) -> None:
     """Drops what files store twice: a tied head, and BART's embeddings under all their names.
 
-    A head that differs is not tied, whatever config.json says, as in transformers.
+    A head that differs is not tied, whatever config.json says, as in transformers. BART's always is, and its
+    bias may be absent.
     """
-    kind = config["model_type"]
-    main, ties = EMBEDDINGS[kind], config.get("tie_word_embeddings", kind != "llama")
-    if kind == "bart" or ties:
-        for name in [name for name in COPIES if name in tensors]:
-            if torch.equal(tensors.setdefault(main, tensors[name]), tensors[name]):
+    is_bart = embedding == "shared.weight"
+    if is_bart or config.get("tie_word_embeddings", is_tied):
+        for name in COPIES.intersection(tensors):
+            if torch.equal(tensors.setdefault(embedding, tensors[name]), tensors[name]):
                 del tensors[name]
-        config["tie_word_embeddings"] = kind == "bart" or "lm_head.weight" not in tensors
-    if kind == "bart" and main in tensors:
-        tensors.setdefault("final_logits_bias", torch.zeros(1, len(tensors[main])))
+        config["tie_word_embeddings"] = is_bart or "lm_head.weight" not in tensors
+    if is_bart and embedding in tensors:
+        tensors.setdefault("final_logits_bias", torch.zeros(1, len(tensors[embedding])))
 
 
 def make_fingerprint(tensors: dict[str, Tensor]) -> str:
     """Which checkpoint this is: 16 hex digits over names, shapes and at most 1,024 values of each tensor."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
-        stride = max(1, math.ceil(tensor.numel() / 1024))
+        stride = 1 + max(0, tensor.numel() - 1) // 1024
         digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.flatten()[::stride].float().numpy().tobytes())
     return digest.hexdigest()[:16]

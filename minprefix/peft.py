@@ -1,19 +1,19 @@
 """Prefixes from and for the PEFT library: a folder with adapter_config.json and adapter_model.safetensors."""
 
 import json
-import tempfile
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
 from pydantic.dataclasses import dataclass
 from safetensors.torch import save_file
 
-from minprefix.checks import LENIENT, InputError, build, explain, read_json
+from minprefix.checks import LENIENT, InputError, build, read_json
 from minprefix.hub import read_safetensors
 from minprefix.layers import Size
 from minprefix.prefix import SavedPrefix
-from minprefix.store import load_prefix
+from minprefix.store import load_prefix, refuse_to_write, restore_prefix
 
 CONFIG, WEIGHTS, TENSOR = "adapter_config.json", "adapter_model.safetensors", "prompt_embeddings"
 
@@ -45,26 +45,15 @@ def from_peft(folder: str | Path) -> SavedPrefix:
     folder = Path(folder)
     config = build(PeftConfig, read_json(folder / CONFIG), f"{folder / CONFIG}: ")
     tensors, facts = read_safetensors(folder / WEIGHTS)
-    found = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
-    promised = {TENSOR: (config.num_virtual_tokens, 2 * config.num_layers * config.token_dim)}
-    if found != promised:
-        raise InputError(
-            f"{folder / WEIGHTS} holds {found}, not {promised} as {CONFIG} says: copy both again"
-        )
-    base = {
-        "name": config.base_model_name_or_path or "",
-        "config": {"n_layer": config.num_layers, "n_head": config.num_attention_heads},
-        "fingerprint": facts.get("base_fingerprint", ""),
-    }
-    content = {
-        "method": "prefix",
-        "sites": {"decoder": tensors[TENSOR]},
-        "positions": "shifted",
-        "base": base,
-    }
-    content |= {"config": {}, "metrics": {}, "data": "unknown, from a PEFT folder"}
-    saved = build(SavedPrefix, content, f"{folder / WEIGHTS} is damaged, copy it again: ")
-    return replace(saved, sites={"decoder": tensors[TENSOR].float()})
+    shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    said = {TENSOR: (config.num_virtual_tokens, 2 * config.num_layers * config.token_dim)}
+    if shapes != said:
+        raise InputError(f"{folder / WEIGHTS} holds {shapes}, not {said} as {CONFIG} says: copy both again")
+    base = {"name": config.base_model_name_or_path or "", "fingerprint": facts.get("base_fingerprint", "")}
+    base["config"] = {"n_layer": config.num_layers, "n_head": config.num_attention_heads}
+    content = {"method": "prefix", "sites": {"decoder": tensors[TENSOR]}, "positions": "shifted"}
+    content |= {"base": base, "config": {}, "metrics": {}, "data": "unknown, from a PEFT folder"}
+    return restore_prefix(content, f"{folder / WEIGHTS} is damaged, copy it again: ")
 
 
 def to_peft(path: str | Path, folder: str | Path) -> None:
@@ -75,9 +64,8 @@ def to_peft(path: str | Path, folder: str | Path) -> None:
     """
     prefix, folder = load_prefix(path), Path(folder)
     if set(prefix.sites) != {"decoder"} or prefix.positions != "shifted":
-        where = f"method {prefix.method} at {', '.join(prefix.sites) or 'no site'}, {prefix.positions}"
-        advice = "PEFT's format knows one site, before x in GPT-2 or Llama, with shifted positions"
-        raise InputError(f"{path} cannot become a PEFT folder: it is of {where}, and {advice}")
+        what = f"method {prefix.method} at {', '.join(prefix.sites) or 'no site'}, {prefix.positions}"
+        raise InputError(f"{path} is {what}: PEFT's format knows shifted ones before x in GPT-2 or Llama")
     if folder.exists():
         raise InputError(f"{folder} exists and is not overwritten: give another name")
     P_theta, base = prefix.sites["decoder"].contiguous(), prefix.base
@@ -90,9 +78,8 @@ def to_peft(path: str | Path, folder: str | Path) -> None:
     config |= {"encoder_hidden_size": width, "num_virtual_tokens": len(P_theta)}
     config |= {"base_model_name_or_path": base["name"]}
     content = asdict(build(PeftConfig, config, f"{path} does not say its model's shape: "))
-    failed = explain(OSError, f"{folder} cannot be written", "choose another place")
-    with failed, tempfile.TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as temporary:
-        part = Path(temporary) / folder.name
+    with refuse_to_write(folder), TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as home:
+        part = Path(home) / folder.name
         part.mkdir()
         (part / CONFIG).write_text(json.dumps(content, indent=2))
         # PEFT does not look at the fingerprint

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import pickle
-import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -18,29 +17,33 @@ from minprefix.prefix import SavedPrefix
 FORMAT = "minprefix/1"
 
 
+def refuse_to_write(path: Path) -> contextlib.AbstractContextManager:
+    """Within it, what the system refuses is an InputError about this file or folder."""
+    return explain(OSError, f"{path} cannot be written", "choose another place for it")
+
+
 def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
     """`write(temporary)`, then rename to `path`: there never is half a file. InputError if this fails."""
     path = Path(path)
     temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
-    try:
-        with explain(OSError, f"{path} cannot be written", "choose another place for it"):
+    with refuse_to_write(path):
+        try:
             write(temporary)
             with open(temporary, "rb+") as file:  # Windows syncs only what is open for writing
                 os.fsync(file.fileno())
             os.replace(temporary, path)
-    finally:  # also on Ctrl-C; after os.replace there is nothing left to remove
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        finally:  # also on Ctrl-C; after os.replace there is nothing left to remove
+            temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def hold(path: str | Path) -> Iterator[None]:
     """Refuses other processes that would write to `path`, until this one ends or is killed. InputError."""
     path = Path(path)
-    lock = FileLock(path.parent / f".{path.name}.lock", timeout=0)
-    failed = explain(OSError, f"{path} cannot be written", "choose another place for it")
-    with failed, explain(Timeout, f"another process writes {path}", "wait, or give another name"):
-        path.parent.stat()  # filelock would make a folder that is not there
+    taken = explain(Timeout, f"another process writes {path}", "wait, or give another name")
+    with refuse_to_write(path), taken:
+        folder = path.parent.resolve(strict=True)  # FileLock would make one that is missing
+        lock = FileLock(folder / f".{path.name}.lock", timeout=0)
         lock.acquire()
     try:
         yield
@@ -83,7 +86,12 @@ def load_prefix(path: str | Path) -> SavedPrefix:
     content = read_pt(Path(path))
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
         raise InputError(f"{path} is not a prefix of format {FORMAT}: give a file that train.py wrote")
-    saved = build(SavedPrefix, content, f"{path} is a damaged prefix file, train or copy it again: ")
+    return restore_prefix(content, f"{path} is a damaged prefix file, train or copy it again: ")
+
+
+def restore_prefix(content: dict, place: str) -> SavedPrefix:
+    """What a file holds -> its P_theta as floats. InputError, which starts with place, if it is no prefix."""
+    saved = build(SavedPrefix, content, place)
     return replace(saved, sites={site: P_theta.float() for site, P_theta in saved.sites.items()})
 
 
@@ -91,13 +99,11 @@ def read_pt(path: Path) -> object:
     """The tensors and plain values in a .pt file; InputError if it is damaged or holds code (never run)."""
     # damaged files fail in many ways
     with explain(Exception, f"{path} is missing, damaged or no .pt file", "train or copy it again"):
-        if zipfile.is_zipfile(path):  # unlike torch's own, a compressed or folded one may unpack to any size
-            with zipfile.ZipFile(path) as file:
-                if sum(info.file_size for info in file.infolist()) > path.stat().st_size:
-                    raise ValueError("it would unpack to more than its size")
+        with zipfile.ZipFile(path) as file:  # unlike torch's own, a compressed one may unpack to any size
+            if sum(info.file_size for info in file.infolist()) > path.stat().st_size:
+                raise ValueError("it would unpack to more than its size")
         try:
-            with warnings.catch_warnings(action="ignore"):  # about odd pickles, which are refused
-                return torch.load(path, weights_only=True, map_location="cpu")
+            return torch.load(path, weights_only=True, map_location="cpu")
         except pickle.UnpicklingError:  # whose own advice is to run the code
             refused = "is refused, and nothing in it was run: it holds more than tensors and plain values"
             raise InputError(f"{path} {refused}; do not trust it") from None

@@ -106,7 +106,8 @@ def test_a_file_that_would_run_code_is_refused_and_not_run(kind, tmp_path):
     else:
         torch.save(content, path, _use_new_zipfile_serialization=kind != "old torch format")
     with warnings.catch_warnings(action="error"):
-        message = assert_refused(lambda: load_prefix(path), "evil.pt", "nothing in it was run")
+        words = "no .pt file" if kind in ("plain pickle", "old torch format") else "nothing in it was run"
+        message = assert_refused(lambda: load_prefix(path), "evil.pt", words)
     assert "weights_only" not in message and not code.path.exists()
     pickle.loads(pickle.dumps(code)).close()  # the trap works: this is what was not run
     assert code.path.exists()
