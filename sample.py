@@ -49,7 +49,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     add("--records", type=int, default=5, help="test records to describe (default 5; 0: all)")
     add = parser.add_argument_group("settings (defaults: the training's; device: cpu)").add_argument
     for name in KEYS:
-        value = {"action": "store_const", "const": "true"} if FIELDS[name].annotation is bool else {}
+        value = {"action": argparse.BooleanOptionalAction} if FIELDS[name].annotation is bool else {}
         add(f"--{name.replace('_', '-')}", help=FIELDS[name].description, **value)
     return parser.parse_args(arguments)
 
@@ -96,8 +96,8 @@ def choose_settings(args, prefix: SavedPrefix) -> Config:
     """The command line's settings over those of the training."""
     known = {name: value for name, value in prefix.config.items() if name in FIELDS}
     training = build(Config, known, "the prefix's own settings cannot be, train or copy it again: ")
-    given = {name: getattr(args, name) for name in KEYS if getattr(args, name) is not None}
-    if "sample" in given:
+    given = {name: str(getattr(args, name)) for name in KEYS if getattr(args, name) is not None}
+    if given.get("sample") == "True":
         given = {"beams": "1"} | given
     given = {"model": prefix.base["name"], "device": "cpu"} | given
     if not given["model"]:

@@ -30,7 +30,7 @@ from minprefix.methods import collapse, compute_sites, make_theta, target_loss
 from minprefix.prefix import PREFIXES
 from minprefix.store import hold, read_pt, write_atomically, write_pt
 from minprefix.texts import encode_source, encode_target, generate_texts
-from tasks import choose_presets, find_files, find_task, pairs, pick, read_split, score
+from tasks import choose_presets, find_files, find_task, list_pairs, pick, read_split, score
 
 
 def main(arguments: list[str]) -> None:
@@ -76,8 +76,10 @@ def run(config: Config, state: "State | None") -> None:
 def train(config: Config, lm, tokenizer, files, state: "State | None" = None) -> torch.nn.Module:
     """Maximises Eq. 2 over theta; each step follows from the seed and its number, so a run can be resumed."""
     torch.manual_seed(config.seed)
-    train_pairs = encode_pairs(config, lm, tokenizer, choose_pairs(config, pairs(read_split(files, "train"))))
-    dev_pairs = encode_pairs(config, lm, tokenizer, pick(pairs(read_split(files, "dev")), config.dev_limit))
+    chosen = choose_pairs(config, list_pairs(read_split(files, "train")))
+    train_pairs = encode_pairs(config, lm, tokenizer, chosen)
+    chosen = pick(list_pairs(read_split(files, "dev")), config.dev_limit)
+    dev_pairs = encode_pairs(config, lm, tokenizer, chosen)
     check_lengths(config, lm, tokenizer, files, train_pairs + dev_pairs)
     words = [] if config.init == "random" else tokenizer.encode(config.init)
     sites = config.sites.split("+") if config.sites else ()
@@ -167,7 +169,8 @@ def describe_split(config: Config, lm, tokenizer, files, saved, split: str = "te
 def score_texts(dataset: str, described: list) -> dict:
     """What the data set's official script reports, for WebNLG also of seen and unseen categories."""
     records, texts = map(list, zip(*described))
-    parts = [find_task(dataset).part(record.group) for record in records]
+    part = find_task(dataset).part
+    parts = [part(record.group) for record in records]
     figures = score(dataset, texts, [record.references for record in records], parts)
     return figures | {"records": len(records)}
 

@@ -10,8 +10,8 @@ import tokenize
 from pathlib import Path
 
 LIMITS = {  # a folder, all below it counted, or a file -> its most code lines
-    "minprefix": 1580,
-    "tasks": 545,
+    "minprefix": 1505,
+    "tasks": 570,
     "train.py": 285,
     "sample.py": 140,
     "experiments": 1900,

@@ -30,7 +30,7 @@ from minprefix.hub import load_lm
 from minprefix.prefix import SavedPrefix, read_activations
 from minprefix.store import load_prefix, save_prefix
 from minprefix.texts import encode_source, encode_target
-from tasks import find_files, pairs, pick, read_split
+from tasks import find_files, list_pairs, pick, read_split
 from train import describe_split, score_texts
 
 BUNDLED = "weights/gpt2-mini"
@@ -162,7 +162,9 @@ def measure_half(path: str, records: int) -> dict:
     files = find_files(config.dataset, config.data, (config.source_key, config.target_key))
     lm, tokenizer = load_lm(config.model)
     result = {"prefix": Path(path).name, "data": files.origin, "bytes": sizes}
-    result["logits"] = compare_logits(lm, tokenizer, pick(pairs(read_split(files, "dev")), 100), whole, half)
+    result["logits"] = compare_logits(
+        lm, tokenizer, pick(list_pairs(read_split(files, "dev")), 100), whole, half
+    )
     if records:
         texts, others = (describe_split(config, lm, tokenizer, files, prefix) for prefix in (whole, half))
         named = {"float32": texts, "float16": others}

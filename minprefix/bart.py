@@ -1,17 +1,17 @@
 """LM_phi, encoder-decoder: BART, with the parameter names of its Hugging Face checkpoints."""
 
 import math
+from operator import attrgetter
 from typing import Literal
 
 import torch
-import torch.nn as nn
-import torch.nn.functional as F
 from pydantic.dataclasses import dataclass
-from torch import Tensor
+from torch import Tensor, nn
 
+from minprefix import decoder, layers
 from minprefix.cache import Cache
 from minprefix.checks import LENIENT
-from minprefix.layers import ACTIVATIONS, Activation, Depth, Embedding, Id, Linear, Size, check_shape, linear
+from minprefix.layers import ACTIVATIONS, Activation, Depth, Embedding, Id, Linear, Size, check_shape
 
 OFFSET = 2  # the position table's first two rows are never used: BART's first position is 2
 
@@ -43,13 +43,9 @@ class BARTConfig:
     def __post_init__(self):
         check_shape(self, "d_model", "encoder_attention_heads", "decoder_attention_heads")
 
-    @property
-    def n_positions(self) -> int:
-        return self.max_position_embeddings
-
-    @property
-    def n_embd(self) -> int:
-        return self.d_model
+    # By the names that GPT-2's config has for them.
+    n_positions = property(attrgetter("max_position_embeddings"))
+    n_embd = property(attrgetter("d_model"))
 
 
 class Attention(nn.Module):
@@ -65,8 +61,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         q = self._split_heads(self.q_proj(x))  # (B, H, T, D)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # (B, H, T, D)
-        return self.out_proj(y.transpose(1, 2).flatten(2))  # (B, T, C)
+        return self.out_proj(layers.attend(q, k, v, mask))  # (B, T, C)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """What is attended to, x (B, T, C) -> its keys and values (B, H, T, D)."""
@@ -79,8 +74,9 @@ class Attention(nn.Module):
 class Layer(nn.Module):
     """Attention to its own side, in a decoder also to the source, and an MLP; LayerNorm after each sum."""
 
-    def __init__(self, d_model: int, n_head: int, n_inner: int, activation: str, is_decoder: bool):
+    def __init__(self, config: BARTConfig, n_head: int, n_inner: int, is_decoder: bool):
         super().__init__()
+        d_model = config.d_model
         self.self_attn = Attention(d_model, n_head)
         self.self_attn_layer_norm = nn.LayerNorm(d_model)
         if is_decoder:
@@ -89,7 +85,7 @@ class Layer(nn.Module):
         self.fc1 = Linear(d_model, n_inner)
         self.fc2 = Linear(n_inner, d_model)
         self.final_layer_norm = nn.LayerNorm(d_model)
-        self.activation = ACTIVATIONS[activation]
+        self.activation = ACTIVATIONS[config.activation_function]
 
     def forward(self, x: Tensor, layer: int, cache: Cache, mask: Tensor) -> Tensor:
         k, v = cache.append(layer, *self.self_attn.project(x))  # (B, H, S, D)
@@ -105,12 +101,10 @@ class Stack(nn.Module):
 
     def __init__(self, config: BARTConfig, n_layer: int, n_head: int, n_inner: int, is_decoder: bool):
         super().__init__()
-        C, self.n_head, self.is_decoder = config.d_model, n_head, is_decoder
+        C, self.n_head = config.d_model, n_head
         self.embed_positions = Embedding(config.max_position_embeddings + OFFSET, C)
         self.layernorm_embedding = nn.LayerNorm(C)
-        self.layers = nn.ModuleList(
-            Layer(C, n_head, n_inner, config.activation_function, is_decoder) for _ in range(n_layer)
-        )
+        self.layers = nn.ModuleList(Layer(config, n_head, n_inner, is_decoder) for _ in range(n_layer))
 
     def start_cache(self, batch: int, prefix: tuple[Tensor, Tensor | None] | None) -> Cache:
         """A cache that holds nothing, or P_theta with its mask. The first token behind it has position 0."""
@@ -120,12 +114,8 @@ class Stack(nn.Module):
             cache.splice(*prefix, shift=False)
         return cache
 
-    def forward(self, x: Tensor, valid: Tensor, cache: Cache) -> Tensor:
-        """Embeddings (B, T, C), of which valid (B, T) are real -> the last layer (B, T, C)."""
-        positions, mask = cache.advance(valid.bool())  # (B, T), (B, 1, T, S)
-        cache.check_positions(len(self.embed_positions.weight) - OFFSET)
-        if not self.is_decoder:
-            mask = cache.real[:, None, None]  # (B, 1, 1, S): all tokens see the prefix and the whole source
+    def forward(self, x: Tensor, positions: Tensor, cache: Cache, mask: Tensor) -> Tensor:
+        """x (B, T, C) at positions (B, T), whose tokens see mask (B, 1, T, S) -> the last layer (B, T, C)."""
         x = self.layernorm_embedding(x + self.embed_positions(positions + OFFSET))
         for layer, block in enumerate(self.layers):
             x = block(x, layer, cache, mask)
@@ -140,6 +130,8 @@ class BART(nn.Module):
 
     positions = "unshifted"  # as the authors: a prefix takes no position from x or y
     begins = ""  # y is a text of its own
+    wte = property(attrgetter("shared"))  # by the name that it has in GPT-2
+    hidden = decoder.hidden
 
     def __init__(self, config: BARTConfig):
         super().__init__()
@@ -149,11 +141,6 @@ class BART(nn.Module):
         self.decoder = Stack(c, c.decoder_layers, c.decoder_attention_heads, c.decoder_ffn_dim, True)
         self.register_buffer("final_logits_bias", torch.zeros(1, c.vocab_size))
         self.scale = math.sqrt(c.d_model) if c.scale_embedding else 1.0
-
-    @property
-    def wte(self) -> nn.Embedding:
-        """The token embeddings, by the name that they have in GPT-2."""
-        return self.shared
 
     def forward(self, source_ids: Tensor, target_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Logits (B, T, V) of the token after each of the decoder's inputs target_ids (B, T).
@@ -171,17 +158,13 @@ class BART(nn.Module):
         # [0]: the encoder's own keys and values are let go before the source is projected.
         return self._start(self._encode(self.shared(x), mask, prefixes)[0], mask, prefixes)
 
-    def hidden(self, ids: Tensor, cache: Cache, attention_mask: Tensor | None = None) -> Tensor:
-        """Eq. 1, h_i = LM_phi(z_i, h_<i) for new tokens of y -> the decoder's last layer (B, T, C).
-
-        InputError past the last position.
-        """
-        valid = torch.ones_like(ids) if attention_mask is None else attention_mask
-        return self.decoder(self.shared(ids) * self.scale, valid, cache)
+    def run_blocks(self, x: Tensor, positions: Tensor, cache: Cache, mask: Tensor) -> Tensor:
+        """What `hidden` computes of embeddings of y, by the decoder."""
+        return self.decoder(x * self.scale, positions, cache, mask)
 
     def logits(self, h: Tensor) -> Tensor:
         """Eq. 1: p(z_{i+1} | h_<=i) = softmax(W_phi h_i^(n)); returns W_phi h, (..., C) -> (..., V)."""
-        return linear(h, self.shared.weight, self.final_logits_bias[0])
+        return layers.linear(h, self.shared.weight, self.final_logits_bias[0])
 
     def split(self, source: list[int], apart: bool = True) -> tuple[list[int], list[int]]:
         """What to read, and the token that begins y; source and y are apart in any case."""
@@ -195,7 +178,7 @@ class BART(nn.Module):
         mask = embeds.new_ones(1, len(embeds))
         memory, encoder = self._encode(embeds[None], mask, {})
         cache = self._start(memory, mask, {})
-        self.decoder(embeds[None] * self.scale, mask, cache)
+        self.hidden(None, cache, embeds=embeds[None])
         return {"encoder": encoder, "decoder": cache, "cross": cache.cross}
 
     def site_widths(self) -> dict[str, int]:
@@ -219,7 +202,10 @@ class BART(nn.Module):
 
     def _encode(self, embeds: Tensor, mask: Tensor, prefixes: dict) -> tuple[Tensor, Cache]:
         cache = self.encoder.start_cache(len(embeds), prefixes.get("encoder"))
-        return self.encoder(embeds * self.scale, mask, cache), cache
+        positions, _ = cache.advance(mask.bool())
+        cache.check_positions(self.config.n_positions)
+        whole = cache.real[:, None, None]  # (B, 1, 1, S): all tokens see the prefix and the whole source
+        return self.encoder(embeds * self.scale, positions, cache, whole), cache
 
     def _start(self, memory: Tensor, mask: Tensor, prefixes: dict) -> Cache:
         """The decoder's cache; the source's keys and values beside it are projected once, for all of y."""

@@ -72,12 +72,7 @@ class Cache:
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Puts k, v (B, H, T, D) into the claimed slots -> all keys and values of the layer (B, H, S, D)."""
-        if torch.is_inference_mode_enabled():  # no gradient flows: decoding
-            return self._write(self.keys, layer, k), self._write(self.values, layer, v)
-        # Rebinding, not writing: autograd needs the old tensors, and detaching would starve P_theta.
-        self.keys[layer] = torch.cat((self.keys[layer], k), 2)
-        self.values[layer] = torch.cat((self.values[layer], v), 2)
-        return self.keys[layer], self.values[layer]
+        return self._grow(self.keys, layer, k), self._grow(self.values, layer, v)
 
     def branch(self, beams: int) -> None:
         """From here on each row holds K beams, all with the row's past: the tokens of a call are siblings."""
@@ -99,8 +94,12 @@ class Cache:
         chosen.cross = None if self.cross is None else self.cross[rows]
         return chosen
 
-    def _write(self, held: list[Tensor], layer: int, new: Tensor) -> Tensor:
-        """Into spare room, a quarter of what is held: the past is copied a few times, not every step."""
+    def _grow(self, held: list[Tensor], layer: int, new: Tensor) -> Tensor:
+        """While decoding, into spare room, a quarter of what is held: the past is copied a few times only."""
+        if not torch.is_inference_mode_enabled():
+            # Rebinding, not writing: autograd needs the old tensors, and detaching would starve P_theta.
+            held[layer] = torch.cat((held[layer], new), 2)
+            return held[layer]
         S, T = len(self), new.shape[2]
         if S == T:  # the first slots need no copy, and nothing is ever written into them
             held[layer] = new

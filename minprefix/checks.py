@@ -54,7 +54,10 @@ def describe(report: ValidationError, cls: type) -> str:
         return f"{name} is missing"
     if error["type"] == "value_error":  # our own check, which speaks for itself
         return f"{name} {error['ctx']['error']}".strip()
-    return f"{name} is {reprlib.repr(error['input'])}: it must {error['msg'].partition('should ')[2]}"
+    given, wanted = reprlib.repr(error["input"]), error["msg"].partition("should ")[2]
+    if error["type"] == "string_pattern_mismatch":
+        wanted = f"be {cls.__pydantic_fields__[name].description}"
+    return f"{name} is {given}: it must {wanted}"
 
 
 def read_json(path: Path) -> dict:

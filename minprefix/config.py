@@ -13,6 +13,7 @@ from minprefix.generate import Decoding
 from minprefix.prefix import PREFIXES, Method
 
 MOST = 2**20
+DECODING = tuple(Decoding.__pydantic_fields__)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -62,7 +63,7 @@ class Config(Decoding):
 
     def decoding(self) -> dict:
         """What `generate` takes."""
-        return {name: getattr(self, name) for name in Decoding.__pydantic_fields__}
+        return {name: getattr(self, name) for name in DECODING}
 
 
 def parse_config(arguments: list[str], choose_presets: Callable[[Config], dict]) -> Config:
@@ -87,5 +88,6 @@ def restore_config(values: dict) -> Config:
 
 def describe_keys() -> str:
     """Each key, its default and what it is."""
-    fields = Config.__pydantic_fields__.items()
+    mine = {name: field for name, field in Config.__pydantic_fields__.items() if name not in DECODING}
+    fields = (mine | Config.__pydantic_fields__).items()
     return "\n".join(f"  {f'{name}={field.default}':<26} {field.description}" for name, field in fields)

@@ -1,6 +1,7 @@
-"""What decoder-only models have in common: methods of theirs that ask for `hidden`, `wte` and an empty cache.
+"""What models have in common: plain functions that they take as their methods.
 
-x, y and their prefix are one text for them, so the order of the calls is the order of P_idx.
+They ask the model for `wte`, the embeddings of its tokens, and for `run_blocks`, what it computes of them.
+x, y and their prefix are one text for a decoder-only model, so the order of the calls is the order of P_idx.
 """
 
 from torch import Tensor
@@ -14,9 +15,40 @@ def forward(lm, ids: Tensor, cache: Cache | None = None, attention_mask: Tensor 
     return lm.logits(lm.hidden(ids, cache, attention_mask))
 
 
+def hidden(
+    lm,
+    ids: Tensor | None,
+    cache: Cache | None = None,
+    attention_mask: Tensor | None = None,
+    embeds: Tensor | None = None,
+) -> Tensor:
+    """Eq. 1 for new tokens -> the last layer (B, T, C); the other layers are in the cache.
+
+    `embeds` (B, T, C) stand in for the ids' embeddings (Sec. 7.2). InputError past the last position.
+    """
+    x = lm.wte(ids) if embeds is None else embeds.to(lm.wte.weight.dtype)  # (B, T, C)
+    cache = lm.empty_cache(len(x)) if cache is None else cache
+    valid = x.new_ones(x.shape[:2]) if attention_mask is None else attention_mask
+    positions, mask = cache.advance(valid.bool())  # (B, T), (B, 1, T, S)
+    cache.check_positions(lm.config.n_positions)
+    # Eq. 1: h_i = LM_phi(z_i, h_<i)
+    return lm.run_blocks(x, positions, cache, mask)
+
+
 def logits(lm, h: Tensor) -> Tensor:
     """Eq. 1: p(z_{i+1} | h_<=i) = softmax(W_phi h_i^(n)); returns W_phi h, (..., C) -> (..., V)."""
     return linear(h, lm.wte.weight if lm.config.tie_word_embeddings else lm.lm_head.weight)
+
+
+def empty_cache(lm, batch: int) -> Cache:
+    """h_<0: nothing has been read yet."""
+    return Cache(batch, *lm.cache_shape, like=lm.wte.weight)
+
+
+def site_widths(lm) -> dict[str, int]:
+    """2·L·C for each place where a P_theta (P, 2·L·C) can be spliced."""
+    L, H, D = lm.cache_shape
+    return dict.fromkeys(("decoder", "infix"), 2 * L * H * D)
 
 
 def read(lm, x: Tensor, mask: Tensor, prefixes: dict[str, tuple[Tensor, Tensor | None]]) -> Cache:

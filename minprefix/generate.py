@@ -28,9 +28,7 @@ class Decoding:
     no_repeat_ngram_size: int = Field(0, ge=0, description="no n-gram comes twice within y; 0: any may")
     early_stopping: bool = Field(False, description="end a source at its K-th finished beam")
     sample: bool = Field(False, description="draw from the distribution instead of searching")
-    temperature: float = Field(
-        1.0, ge=1e-6, le=1e6, description="of a draw: below 1 sharper, above 1 flatter"
-    )
+    temperature: float = Field(1.0, ge=1e-6, le=1e6, description="of a draw: above 1 flatter than the model")
     top_k: int = Field(0, ge=0, description="draw from the K likeliest tokens; 0: from all")
     top_p: float = Field(1.0, ge=1e-6, le=1, description="draw from the likeliest tokens of mass P; 1: all")
     seed: int = Field(0, ge=0, lt=2**63, description="of draws; in a training of all that is random")
@@ -49,6 +47,7 @@ def generate(
     lm,
     sources: list[list[int]],
     prefix=None,
+    *,
     ensemble: bool = False,
     banned: tuple[int, ...] = (),
     batch_size: int = 32,
@@ -68,14 +67,14 @@ def generate(
     members = assign_prefixes(prefix, len(sources), ensemble)
     for prefixes in zip(*members):
         check_rows(lm, sources, prefixes, options.max_new_tokens)
-    noise = make_noise(sources, members, options)
+    draws = seed_draws(sources, members, options.seed)
     outputs: list[list[int]] = [[] for _ in sources]
     by_length = sorted(range(len(sources)), key=lambda row: len(sources[row]))
     for start in range(0, len(sources), batch_size):
         rows = by_length[start : start + batch_size]
         cache, ids = prefill(lm, [sources[row] for row in rows], [members[row] for row in rows])
         if options.beams == 1:
-            found = decode_tokens(lm, cache, ids, options, banned, noise[rows])
+            found = decode_tokens(lm, cache, ids, options, banned, [draws[row] for row in rows])
         else:
             found = search_beams(lm, cache, ids, options, banned)
         for row, tokens in zip(rows, found):
@@ -148,13 +147,11 @@ def prefill(lm, sources: list[list[int]], members: list[list]) -> tuple[Cache, T
 
 def gather_prefixes(prefixes: list) -> dict[str, tuple[Tensor, Tensor | None]]:
     """For each site that some row uses: P_theta and its mask; one copy where all rows share one prefix."""
-    if prefixes[0] is not None and all(prefix is prefixes[0] for prefix in prefixes):
-        return {site: (P_theta, None) for site, P_theta in prefixes[0].sites.items()}
-    widths = {site: P.shape[1] for prefix in prefixes if prefix for site, P in prefix.sites.items()}
-    return {
-        site: stack_prefixes([prefix.sites.get(site) if prefix else None for prefix in prefixes], width)
-        for site, width in widths.items()
-    }
+    rows = [prefix.sites if prefix else {} for prefix in prefixes]
+    if all(sites is rows[0] for sites in rows):
+        return {site: (P_theta, None) for site, P_theta in rows[0].items()}
+    widths = {site: P_theta.shape[1] for sites in rows for site, P_theta in sites.items()}
+    return {site: stack_prefixes([sites.get(site) for sites in rows], widths[site]) for site in widths}
 
 
 def predict(lm, ids: Tensor, cache: Cache) -> Tensor:
@@ -170,31 +167,29 @@ def predict(lm, ids: Tensor, cache: Cache) -> Tensor:
     return log_p.logsumexp(1) - math.log(M)
 
 
-def make_noise(sources: list[list[int]], members: list[list], options: Decoding) -> Tensor:
-    """Numbers from [0, 1), one for each source and token (B, max_new_tokens). A source's follow from the
-    seed, its ids and how often its prefixes had it before, not from who else asks.
+def seed_draws(sources: list[list[int]], members: list[list], seed: int) -> list[random.Random]:
+    """What each source draws with. Its numbers follow from the seed, its ids and how often its prefixes had
+    it before, not from who else asks.
     """
     asked: Counter = Counter()
-    noise = []
+    draws = []
     for source, prefixes in zip(sources, members):
         key = (*source, *map(id, prefixes))
-        numbers = random.Random(f"{options.seed} {source} {asked[key]}")
-        noise.append([numbers.random() for _ in range(options.max_new_tokens)])
+        draws.append(random.Random(f"{seed} {source} {asked[key]}"))
         asked[key] += 1
-    return torch.tensor(noise, dtype=torch.float64)  # in float32 the largest would be 1
+    return draws
 
 
 def decode_tokens(
-    lm, cache: Cache, ids: Tensor, options: Decoding, banned: tuple[int, ...], noise: Tensor
+    lm, cache: Cache, ids: Tensor, options: Decoding, banned: tuple[int, ...], draws: list[random.Random]
 ) -> list[list[int]]:
     """One token a step and row, the likeliest or a drawn one; rows that end leave the batch."""
     outputs: list[list[int]] = [[] for _ in ids]
     rows, tokens = torch.arange(len(ids), device=ids.device), ids  # (B, 1 + what is generated)
-    noise = noise.to(ids.device)  # (B, max_new_tokens)
-    for step in range(options.max_new_tokens):
+    for _ in range(options.max_new_tokens):
         logits = predict(lm, tokens[:, -1:], cache)[:, 0]  # (B, V)
         logits = constrain(logits, tokens, lm.config, options, banned)
-        u = noise[rows, step]  # (B,)
+        u = [draws[row].random() for row in rows.tolist()]
         ids = draw(logits, options, u) if options.sample else logits.argmax(-1)[:, None]  # (B, 1)
         tokens = torch.cat((tokens, ids), 1)
         going = ids[:, 0] != lm.config.eos_token_id
@@ -289,9 +284,9 @@ def forbid_repeats(scores: Tensor, tokens: Tensor, n: int) -> None:
     scores.scatter_add_(-1, windows[..., -1], torch.where(seen, -torch.inf, 0.0))
 
 
-def draw(logits: Tensor, options: Decoding, u: Tensor) -> Tensor:
-    """The token of each row (B, 1) on which u (B,) from [0, 1) falls, of the top_k likeliest and of these the
-    fewest that hold top_p.
+def draw(logits: Tensor, options: Decoding, u: list[float]) -> Tensor:
+    """The token of each row (B, 1) on which its u from [0, 1) falls, of the top_k likeliest and of these
+    the fewest that hold top_p.
     """
     logits, token = (logits / options.temperature).sort(descending=True)  # (B, V)
     if options.top_k:
@@ -299,5 +294,6 @@ def draw(logits: Tensor, options: Decoding, u: Tensor) -> Tensor:
     p = logits.softmax(-1)
     p[p.cumsum(-1) - p >= options.top_p] = 0  # never the likeliest: nothing comes before it
     ends = p.double().cumsum(-1)  # (B, V): token v has the part of [0, 1) between the ends of v - 1 and v
-    places = torch.searchsorted(ends, u[:, None] * ends[:, -1:], right=True)  # (B, 1)
+    # Double, as random's numbers are: in float32 the largest would be 1.
+    places = torch.searchsorted(ends, ends.new_tensor(u)[:, None] * ends[:, -1:], right=True)  # (B, 1)
     return token.gather(1, places.clamp(max=ends.shape[-1] - 1))  # of a row of NaN, the last one

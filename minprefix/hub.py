@@ -29,12 +29,12 @@ COPIES = {"encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head
 
 def load_lm(
     folder_or_hub_id: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
-) -> tuple[GPT2 | BART, Tokenizer]:
+) -> tuple[GPT2 | BART | Llama, Tokenizer]:
     """The frozen LM_phi, in eval mode, and its tokenizer.
 
     Takes a folder, a folder of this repository (`weights/gpt2-mini`) or a hub id (`gpt2-medium`,
     `facebook/bart-large`).
-    InputError names the file at fault, and every missing, unexpected or mis-shaped tensor in it.
+    InputError names the file at fault, and the first tensors that are missing, unexpected or mis-shaped.
     """
     with explain((RuntimeError, AssertionError), f"device={device} is not to be had", "give device=cpu"):
         torch.empty(0, device=device)

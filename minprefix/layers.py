@@ -3,20 +3,19 @@
 from typing import Annotated, Literal
 
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from minprefix.checks import InputError
 
 FEW = 256  # rows, up to which oneDNN is no slower
 HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 ACTIVATIONS = {  # as config.json calls them
-    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
-    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "gelu": F.gelu,
-    "relu": F.relu,
+    "gelu_new": nn.GELU("tanh"),
+    "gelu_pytorch_tanh": nn.GELU("tanh"),
+    "gelu": nn.GELU(),
+    "relu": nn.ReLU(),
 }
 Activation = Literal[*ACTIVATIONS]
 # The bounds lie far above any of these models: they keep a damaged file from asking for an endless one.
@@ -47,6 +46,15 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if HAS_ONEDNN and few and x.is_cpu and x.dtype == weight.dtype == torch.float32:
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return F.linear(x, weight, bias)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """Queries (B, H, T, D), keys and values (B, H, S, D) or of fewer heads, mask (B, 1, T, S) -> (B, T, C).
+
+    No `is_causal`: it aligns to the upper left, so that behind a cache each token would see too little.
+    """
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=k.shape[1] < q.shape[1])
+    return y.transpose(1, 2).flatten(2)  # (B, H, T, D) -> (B, T, C)
 
 
 class Linear(nn.Linear):

@@ -1,15 +1,15 @@
 """LM_phi, decoder-only: Llama (SmolLM2 is one), with the parameter names of its Hugging Face checkpoints."""
 
+from operator import attrgetter
 from typing import Literal
 
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
 from pydantic import Field
 from pydantic.dataclasses import dataclass
-from torch import Tensor
+from torch import Tensor, nn
 
-from minprefix import decoder
+from minprefix import decoder, layers
 from minprefix.cache import Cache
 from minprefix.checks import LENIENT, STRICT, InputError, build
 from minprefix.layers import Depth, Embedding, Id, Linear, Size, check_shape
@@ -27,7 +27,7 @@ class Rotary:
 class LlamaConfig:
     """The shape of a Llama, keys as in config.json; name and fingerprint say which checkpoint it is.
 
-    num_key_value_heads and head_dim may be None: then each head has its own keys, and the heads divide C.
+    Without num_key_value_heads each head has its own keys; without head_dim the heads divide C.
     """
 
     vocab_size: Size
@@ -35,8 +35,8 @@ class LlamaConfig:
     intermediate_size: Size
     num_hidden_layers: Depth
     num_attention_heads: Size
-    num_key_value_heads: Size | None = None
-    head_dim: Size | None = None
+    num_key_value_heads: Size = Field(default_factory=lambda given: given["num_attention_heads"])
+    head_dim: Size = Field(default_factory=lambda given: given["hidden_size"] // given["num_attention_heads"])
     max_position_embeddings: Size = 2048
     rms_norm_eps: float = Field(1e-6, gt=0, lt=1)
     rope_theta: float = Field(10000.0, ge=1, le=1e12)
@@ -56,36 +56,22 @@ class LlamaConfig:
     def __post_init__(self):
         build(Rotary, self.rope_parameters or {}, "of rope_parameters, ")
         check_shape(self, "hidden_size", "num_attention_heads")
-        if self.num_key_value_heads:
-            check_shape(self, "num_attention_heads", "num_key_value_heads")
-        if self.head_size % 2:
-            raise InputError(f"head_dim {self.head_size} must be even: numbers are turned in pairs")
+        check_shape(self, "num_attention_heads", "num_key_value_heads")
+        if self.head_dim % 2:
+            raise InputError(f"head_dim {self.head_dim} must be even: numbers are turned in pairs")
 
-    @property
-    def n_positions(self) -> int:
-        return self.max_position_embeddings
-
-    @property
-    def n_embd(self) -> int:
-        return self.hidden_size
-
-    @property
-    def n_kv_head(self) -> int:
-        """H of the cache and of P_theta: the heads of keys and values."""
-        return self.num_key_value_heads or self.num_attention_heads
-
-    @property
-    def head_size(self) -> int:
-        return self.head_dim or self.hidden_size // self.num_attention_heads
+    # By the names that GPT-2's config has for them.
+    n_positions = property(attrgetter("max_position_embeddings"))
+    n_embd = property(attrgetter("hidden_size"))
 
 
-def compute_turns(positions: Tensor, config: LlamaConfig) -> tuple[Tensor, Tensor]:
-    """Su et al. (2021): pair i of a head turns by position · theta^(-2i/D) -> cos, sin (B, 1, T, D)."""
-    D = config.head_size
+def compute_turns(positions: Tensor, config: LlamaConfig) -> Tensor:
+    """Su et al. (2021): pair i of a head turns by position · theta^(-2i/D) -> cos, sin (2, B, 1, T, D)."""
+    D = config.head_dim
     theta = (config.rope_parameters or {}).get("rope_theta", config.rope_theta)
     speeds = 1 / theta ** (torch.arange(0, D, 2, dtype=torch.float32, device=positions.device) / D)  # (D/2,)
     angles = (positions[:, None, :, None].float() * speeds).repeat(1, 1, 1, 2)  # (B, 1, T, D)
-    return angles.cos(), angles.sin()
+    return torch.stack((angles.cos(), angles.sin()))
 
 
 def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -99,22 +85,19 @@ class Attention(nn.Module):
 
     def __init__(self, config: LlamaConfig):
         super().__init__()
-        self.head_size = config.head_size
-        width, kv_width = config.num_attention_heads * self.head_size, config.n_kv_head * self.head_size
+        self.D = D = config.head_dim
+        width, kv_width = config.num_attention_heads * D, config.num_key_value_heads * D
         self.q_proj = Linear(config.hidden_size, width, bias=False)
         self.k_proj = Linear(config.hidden_size, kv_width, bias=False)
         self.v_proj = Linear(config.hidden_size, kv_width, bias=False)
         self.o_proj = Linear(width, config.hidden_size, bias=False)
 
-    def forward(
-        self, x: Tensor, layer: int, cache: Cache, mask: Tensor, turns: tuple[Tensor, Tensor]
-    ) -> Tensor:
+    def forward(self, x: Tensor, layer: int, cache: Cache, mask: Tensor, turns: Tensor) -> Tensor:
         maps = (self.q_proj, self.k_proj, self.v_proj)
-        q, k, v = (W(x).unflatten(-1, (-1, self.head_size)).transpose(1, 2) for W in maps)
+        q, k, v = (W(x).unflatten(-1, (-1, self.D)).transpose(1, 2) for W in maps)
         # (B, H, T, D), (B, H_kv, T, D) twice. The cache holds keys as they are attended to: already turned.
         k, v = cache.append(layer, turn(k, *turns), v)  # (B, H_kv, S, D)
-        y = F.scaled_dot_product_attention(turn(q, *turns), k, v, attn_mask=mask, enable_gqa=True)
-        return self.o_proj(y.transpose(1, 2).flatten(2))  # (B, H, T, D) -> (B, T, C)
+        return self.o_proj(layers.attend(turn(q, *turns), k, v, mask))  # (B, T, C)
 
 
 class MLP(nn.Module):
@@ -138,9 +121,7 @@ class Block(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 
-    def forward(
-        self, x: Tensor, layer: int, cache: Cache, mask: Tensor, turns: tuple[Tensor, Tensor]
-    ) -> Tensor:
+    def forward(self, x: Tensor, layer: int, cache: Cache, mask: Tensor, turns: Tensor) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), layer, cache, mask, turns)
         return x + self.mlp(self.post_attention_layernorm(x))
 
@@ -153,56 +134,27 @@ class Llama(nn.Module):
 
     positions = "shifted"  # a prefix takes |P| positions, as the words would whose place it takes
     begins = " "  # y goes on in the text that x began
-    forward, logits = decoder.forward, decoder.logits
+    wte = property(attrgetter("embed_tokens"))  # by the name that it has in GPT-2
+    forward, hidden, logits = decoder.forward, decoder.hidden, decoder.logits
+    empty_cache, site_widths = decoder.empty_cache, decoder.site_widths
     split, frame, read, read_words = decoder.split, decoder.frame, decoder.read, decoder.read_words
 
     def __init__(self, config: LlamaConfig):
         super().__init__()
         self.config = config
+        self.cache_shape = config.num_hidden_layers, config.num_key_value_heads, config.head_dim  # L, H, D
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
         if not config.tie_word_embeddings:
             self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
 
-    @property
-    def wte(self) -> nn.Embedding:
-        return self.embed_tokens
-
-    def hidden(
-        self,
-        ids: Tensor | None,
-        cache: Cache | None = None,
-        attention_mask: Tensor | None = None,
-        embeds: Tensor | None = None,
-    ) -> Tensor:
-        """Eq. 1, h_i = LM_phi(z_i, h_<i) -> its last layer (B, T, C); the other layers are in the cache.
-
-        `embeds` (B, T, C) stand in for the ids' embeddings (Sec. 7.2). InputError past the last position.
-        """
-        x = self.wte(ids) if embeds is None else embeds.to(self.wte.weight.dtype)  # (B, T, C)
-        cache = self.empty_cache(len(x)) if cache is None else cache
-        valid = x.new_ones(x.shape[:2]) if attention_mask is None else attention_mask
-        positions, mask = cache.advance(valid.bool())  # (B, T), (B, 1, T, S)
-        cache.check_positions(self.config.n_positions)
-        cos, sin = compute_turns(positions, self.config)
-        turns = cos.to(x.dtype), sin.to(x.dtype)
-        # Eq. 1: h_i = LM_phi(z_i, h_<i)
+    def run_blocks(self, x: Tensor, positions: Tensor, cache: Cache, mask: Tensor) -> Tensor:
+        """x (B, T, C) at positions (B, T), whose tokens see mask (B, 1, T, S) -> the last layer (B, T, C)."""
+        turns = compute_turns(positions, self.config).to(x.dtype)
         for layer, block in enumerate(self.layers):
             x = block(x, layer, cache, mask, turns)
         return self.norm(x)
-
-    def empty_cache(self, batch: int) -> Cache:
-        """h_<0: nothing has been read yet."""
-        config = self.config
-        size = config.num_hidden_layers, config.n_kv_head, config.head_size
-        return Cache(batch, *size, like=self.wte.weight)
-
-    def site_widths(self) -> dict[str, int]:
-        """2·L·H_kv·D for each place where a P_theta (P, 2·L·H_kv·D) can be spliced."""
-        config = self.config
-        width = 2 * config.num_hidden_layers * config.n_kv_head * config.head_size
-        return dict.fromkeys(("decoder", "infix"), width)
 
     def blocks(self) -> list[nn.Module]:
         """Where the adapters of Sec. 5.2 go: behind each of these."""

@@ -5,12 +5,11 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from minprefix.cache import pad_right
-from minprefix.checks import InputError
+from minprefix.checks import InputError, build
 from minprefix.generate import check_base
 from minprefix.prefix import PREFIXES, SITES, SavedPrefix, choose_sites, compute_activations, make_site
 
@@ -60,14 +59,10 @@ def make_theta(
     inner: width of an adapter, or LoRA's rank. Draws from torch's global generator.
     InputError where model or method has no such site.
     """
-    if method not in METHODS:
-        raise InputError(f"method={method} is unknown: choose one of {', '.join(METHODS)}")
-    if sites and method not in PREFIXES:
-        raise InputError(f"method={method} has no prefix, so no sites: leave sites= out")
-    lm.requires_grad_(False)
-    if method not in PREFIXES:
-        return choose_modules(lm, method, inner).requires_grad_()
     chosen = choose_sites(lm, method, sites)
+    lm.requires_grad_(False)
+    if not chosen:
+        return choose_modules(lm, method, inner).requires_grad_()
     return nn.ModuleDict({site: make_site(lm, method, length, hidden, words, site) for site in chosen})
 
 
@@ -107,8 +102,7 @@ def apply_tensors(lm, saved: SavedPrefix) -> None:
         raise InputError(f"method {saved.method} changes no model: hand it to generate as its prefix")
     maps = [t for name, t in saved.tensors.items() if name.endswith((".added.down.weight", ".added.A"))]
     bottleneck = max((len(W) for W in maps if W.shape[1:] == (lm.config.n_embd,)), default=0)
-    lm.requires_grad_(False)
-    choose_modules(lm, saved.method, bottleneck).requires_grad_()
+    make_theta(lm, saved.method, 0, 0, [], inner=bottleneck)
     expected = {name: p.shape for name, p in lm.named_parameters() if p.requires_grad}
     if expected != {name: tensor.shape for name, tensor in saved.tensors.items()}:
         raise InputError(f"the file's tensors are not those of method {saved.method}: train or copy it again")
@@ -151,4 +145,6 @@ def collapse(lm, method: str, theta: nn.Module, config: dict, data: str) -> Save
     tensors = {name: p.detach().cpu() for name, p in lm.named_parameters() if p.requires_grad}
     shape = dataclasses.asdict(lm.config)
     base = {"name": shape.pop("name"), "fingerprint": shape.pop("fingerprint"), "config": shape}
-    return SavedPrefix(method, sites, lm.positions, base, config, {}, data, tensors)
+    content = {"method": method, "sites": sites, "positions": lm.positions, "base": base, "config": config}
+    content |= {"metrics": {}, "data": data, "tensors": tensors}
+    return build(SavedPrefix, content, "what was trained cannot be kept, lower lr: ")

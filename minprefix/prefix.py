@@ -5,11 +5,10 @@ from dataclasses import field
 from typing import Annotated, Literal
 
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
 from pydantic import AfterValidator
 from pydantic.dataclasses import dataclass
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import TypedDict
 
 from minprefix.cache import Cache
@@ -49,12 +48,15 @@ class MLPPrefix(nn.Module):
 
 
 def choose_sites(lm, method: str, wanted: Sequence[str]) -> list[str]:
-    """The model's prefix sites, or those of them that are wanted; for "infix" the one between x and y."""
-    sites = [site for site in lm.site_widths() if (site == "infix") == (method == "infix")]
-    if not sites:
+    """The method's sites in this model, or those of them that are wanted; none where it has no prefix."""
+    if method not in SITES:
+        raise InputError(f"method={method} is unknown: choose one of {', '.join(SITES)}")
+    sites = [site for site in lm.site_widths() if site in SITES[method]]
+    if SITES[method] and not sites:
         raise InputError("method=infix needs x and y in one text, and BART has two: choose method=prefix")
     if wrong := [site for site in wanted if site not in sites]:
-        raise InputError(f"this model has no site {wrong[0]!r} for a prefix: choose of {', '.join(sites)}")
+        known = ", ".join(sites) or "none"
+        raise InputError(f"method={method} has no site {wrong[0]!r}: leave sites= out, or choose of {known}")
     return list(wanted) or sites
 
 
@@ -63,7 +65,7 @@ def make_site(lm, method: str, length: int, hidden: int, words: list[int], site:
     n_embd, width = lm.config.n_embd, lm.site_widths()[site]
     if method == "embedding":
         theta = DirectPrefix(length, n_embd).to(lm.wte.weight.device)
-        theta.P.data = embed_words(lm, words, length) if words else theta.P.data * lm.wte.weight.std()
+        theta.P.data = embed_words(lm, words, length).float() if words else theta.P.data * lm.wte.weight.std()
         return theta
     theta = MLPPrefix(length, n_embd, width, hidden) if hidden else DirectPrefix(length, width)
     theta = theta.to(lm.wte.weight.device)
@@ -76,7 +78,7 @@ def make_site(lm, method: str, length: int, hidden: int, words: list[int], site:
 
 def embed_words(lm, words: list[int], length: int) -> Tensor:
     """The words' own embeddings (length, C), repeated to that length."""
-    return lm.wte.weight[[words[i % len(words)] for i in range(length)]].float()
+    return lm.wte.weight[[words[i % len(words)] for i in range(length)]]
 
 
 def check_floats(tensor: Tensor) -> Tensor:
@@ -137,8 +139,7 @@ def pack(cache: Cache) -> Tensor:
 
 def read_activations(lm, ids: list[int], length: int, site: str = "decoder") -> Tensor:
     """Sec. 7.4: what the LM computes for real words, repeated to a length -> P_theta (length, 2·L·C)."""
-    words = torch.tensor([ids[i % len(ids)] for i in range(length)], device=lm.wte.weight.device)
-    return compute_activations(lm, lm.wte(words), site).detach().float()
+    return compute_activations(lm, embed_words(lm, ids, length), site).detach().float()
 
 
 def compute_activations(lm, embeds: Tensor, site: str = "decoder") -> Tensor:

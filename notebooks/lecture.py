@@ -18,7 +18,7 @@ import minprefix
 from minprefix.cache import Cache
 from minprefix.methods import compute_sites, target_loss
 from minprefix.texts import encode_source, encode_target
-from tasks import find_files, pairs, pick, read_split
+from tasks import find_files, list_pairs, pick, read_split
 
 # Told apart by the colour-blind and in grey print; the colours of experiments/figures.py.
 ORANGE, YELLOW, BLUE, GREEN, GREY = "#d55e00", "#e69f00", "#0072b2", "#009e73", "#56565a"
@@ -33,7 +33,7 @@ def load():
 
 def read_sample(split: str, limit: int = 0, dataset: str = "e2e") -> list[tuple[str, str]]:
     """(x, y) of a bundled, made-up sample: all pairs, or `limit` of them spread evenly."""
-    return pick(pairs(read_split(find_files(dataset, "sample"), split)), limit)
+    return pick(list_pairs(read_split(find_files(dataset, "sample"), split)), limit)
 
 
 def encode(lm, tokenizer, texts: list[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:

@@ -69,6 +69,5 @@ E2E = Task(
     linearise=linearise,
     parse_line=parse_line,
     metrics=(bleu, nist, rouge_l, cider),
-    example="\n  name : Blue Lantern | food : Indian | area : riverside",
     paper={"lr": 8e-5, "epochs": 5, "batch_size": 10, "prefix_len": 5},
 )

@@ -10,17 +10,14 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import reduce
+from functools import cache, reduce
 from itertools import zip_longest
 from operator import or_
 
 import numpy as np
-import sacrebleu
-from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 
 from minprefix.checks import InputError
 
-SPLIT_13A = Tokenizer13a()
 COCO_WORD = re.compile(  # what the Penn Treebank's tokeniser leaves after the COCO tools drop punctuation
     r"""(?x) (?:[a-z]\.)+(?!\w)                                   # initials
     | \w+?(?=n['’]t\b) | n['’]t\b | ['’](?:s|m|d|ll|re|ve)\b      # do n't, it 's
@@ -30,9 +27,16 @@ COCO_WORD = re.compile(  # what the Penn Treebank's tokeniser leaves after the C
 )
 
 
+@cache
+def load_13a() -> Callable[[str], str]:
+    from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a  # here, for --help needs none of it
+
+    return Tokenizer13a()
+
+
 def words_13a(text: str) -> list[str]:
     """The lower-case words of mteval-v13a."""
-    return SPLIT_13A(text.lower()).split()
+    return load_13a()(text.lower()).split()
 
 
 def words_coco(text: str) -> list[str]:
@@ -53,6 +57,8 @@ def split_signs(text: str) -> str:
 def bleu(outputs: list[str], references: list[Sequence[str]]) -> dict[str, float]:
     """Corpus BLEU as the E2E challenge computes it (lower case, 13a tokens, all references) and
     "length_ratio", the length of the outputs over that of the closest references."""
+    import sacrebleu  # here, for --help needs none of it
+
     streams = _streams(outputs, references)
     # force: no warning that outputs look tokenised
     result = sacrebleu.BLEU(lowercase=True, tokenize="13a", force=True).corpus_score(outputs, streams)
@@ -62,6 +68,8 @@ def bleu(outputs: list[str], references: list[Sequence[str]]) -> dict[str, float
 def ter(outputs: list[str], references: list[Sequence[str]]) -> dict[str, float]:
     """Translation edit rate: the fewest edits and shifts to a reference, over the mean length of the
     references. Lower case, words between blanks."""
+    import sacrebleu  # here, for --help needs none of it
+
     return {"TER": sacrebleu.TER().corpus_score(outputs, _streams(outputs, references)).score}
 
 

@@ -18,7 +18,7 @@ BELOW = {
     "decoder": "cache layers",
     "gpt2": "checks cache layers decoder",
     "llama": "checks cache layers decoder",
-    "bart": "checks cache layers",
+    "bart": "checks cache layers decoder",
     "tokenizer": "checks",
     "hub": "checks layers gpt2 bart llama tokenizer",
     "generate": "checks cache",

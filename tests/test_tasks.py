@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 import tasks
 from minprefix.checks import InputError
 from tasks import SPLITS, Record, e2e, find_files, find_task, parse_input, read_input, read_split
-from tasks.own import SOURCES, TARGETS
+from tasks.pairs import SOURCES, TARGETS
 from tasks.webnlg import UNSEEN
 
 MR = '"name[Blue Spice], area[riverside]",Blue Spice is by the river.\n'
@@ -473,7 +473,7 @@ def test_pairs_errors_name_file_and_line(tmp_path):
     refuse(r"a\.csv, line 5 .*'' stands where a text should", read_all, "pairs", path)
     refuse("give data=FILE", find_files, "pairs")
     refuse("give data=", find_files, "pairs", "sample")
-    refuse("train.jsonl or train.json or train.csv", find_files, "pairs", str(tmp_path / "gone.csv"))
+    refuse("does not exist: give data=FILE", find_files, "pairs", str(tmp_path / "gone.csv"))
     refuse("has no train records", read_all, "pairs", write(tmp_path / "b.csv", "input,output\na,b\n"))
 
 
@@ -656,5 +656,9 @@ def test_pairs_has_the_presets_of_e2e_on_the_bundled_model_and_none_else(method)
 
 
 def test_pairs_and_pick():
-    assert tasks.pairs([Record("s", ("a", "b")), Record("t", ("c",))]) == [("s", "a"), ("s", "b"), ("t", "c")]
+    assert tasks.list_pairs([Record("s", ("a", "b")), Record("t", ("c",))]) == [
+        ("s", "a"),
+        ("s", "b"),
+        ("t", "c"),
+    ]
     assert tasks.pick(list(range(10)), 4) == [0, 2, 5, 7] and tasks.pick([1, 2], 0) == tasks.pick([1, 2], 5)

@@ -31,6 +31,8 @@ def linearise(row: dict) -> str:
 
 def take(row: dict, key: str, known: tuple[str, ...]) -> str:
     """The text under `key`, or under the one name of those known that a row has. ValueError."""
+    if not isinstance(row, dict):
+        raise ValueError("it has no names: give a .jsonl, .csv or .tsv")
     names = [key] if key else [name for name in row if name.lower() in known]
     if len(names) != 1 or names[0] not in row:
         wanted = key or f"one of {', '.join(known)} (or what source_key= or target_key= says)"
