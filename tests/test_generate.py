@@ -131,7 +131,7 @@ def test_an_ensemble_decodes_by_the_mean_distribution_each_source_alone(beams, a
         members = [make_prefix(lm, 3, seed), None, make_prefix(lm, 2, seed + 1, "embedding")]
         expected = [search_slowly(lm, source, members, beams, 8, alpha) for source in sources]
         for batch_size in (2, 5):
-            assert generate(lm, sources, members, True, batch_size=batch_size, **options) == expected
+            assert generate(lm, sources, members, ensemble=True, batch_size=batch_size, **options) == expected
         differs += all(generate(lm, sources, one, **options) != expected for one in members)
     assert differs >= 2, "the ensemble must not be one of its members"
 
