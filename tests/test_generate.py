@@ -158,8 +158,8 @@ def test_an_ensemble_draws_from_the_mean_distribution():
     members = [make_prefix(lm, n, n) for n in (2, 4)]
     p = mean_log_p(lm, [1, 2], [], members).exp()
     ask = functools.partial(generate, lm, [[1, 2]] * 6000, batch_size=6000, **DRAW)
-    assert_shares(ask(members, True), p.tolist())
-    assert ask([members[0]] * 3, True) == ask(members[0])  # who agree are one
+    assert_shares(ask(members, ensemble=True), p.tolist())
+    assert ask([members[0]] * 3, ensemble=True) == ask(members[0])  # who agree are one
     assert (mean_log_p(lm, [1, 2], [], members[:1]).exp() - p).abs().max() > 0.05, "one alone must differ"
 
 
