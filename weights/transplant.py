@@ -33,7 +33,7 @@ def transplant(start: GPT2, lm: BART, ids: Tensor) -> None:
         positions.copy_(start.wpe.weight[: len(positions)] * factor)
         for layer, i in zip(stack.layers, chosen):
             before_attention, before_mlp = sizes[i]
-            for attention in [layer.self_attn, *([layer.encoder_attn] if stack.is_decoder else [])]:
+            for attention in [layer.self_attn, *([layer.encoder_attn] if stack is lm.decoder else [])]:
                 move_attention(start.h[i].attn, start.h[i].ln_1, attention, before_attention)
             move_mlp(start.h[i], layer, before_mlp)
 
