@@ -1,14 +1,17 @@
 """The third model against transformers and PEFT, and what a prefix of it must be (Eq. 1, Eq. 3)."""
 
+import dataclasses
+
 import pytest
 import torch
 
+from minprefix import from_peft, save_prefix, to_peft
 from minprefix.checks import InputError, build
 from minprefix.generate import generate
 from minprefix.hub import load_lm
 from minprefix.llama import Llama, LlamaConfig
 from minprefix.methods import METHODS, apply_tensors, collapse, compute_sites, make_theta, target_loss
-from minprefix.prefix import compute_activations, read_activations
+from minprefix.prefix import SavedPrefix, compute_activations, read_activations
 from minprefix.tokenizer import BYTE_OF_CHAR
 from tests.conftest import assert_close, continue_from, ids_of, pad_left, random_sources
 from tests.models import make_prefix, write_vocabulary
@@ -132,15 +135,20 @@ def test_every_method_learns_and_its_file_says_what_it_learnt(method):
     assert_close(continue_from(fresh, ids.tolist(), prefixes, ids), expected)
 
 
-def test_peft_has_the_same_layout_for_grouped_queries():
+def test_peft_loads_our_folder_and_we_load_it_again(tmp_path):
+    """For grouped queries PEFT counts the heads of keys and values, as P_theta (P, 2·L·H_kv·D) does."""
     peft = pytest.importorskip("peft", reason="peft is a test dependency")
-    lm, ids, P_theta = make_llama(), ids_of(0, 2, 5), torch.randn(4, 64)
-    theirs = make_theirs(**SHAPES["grouped"])
-    theirs = peft.get_peft_model(theirs, peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4))
-    theirs.prompt_encoder["default"].embedding.weight.data = P_theta
+    lm, ids = make_llama(), ids_of(0, 2, 5)
+    sites = {"decoder": torch.randn(4, 64)}
+    base = {"name": "tiny", "config": dataclasses.asdict(lm.config), "fingerprint": ""}
+    save_prefix(SavedPrefix("prefix", sites, "shifted", base, {}, {}, "made up"), tmp_path / "a.pt")
+    to_peft(tmp_path / "a.pt", tmp_path / "folder")
+    theirs = peft.PeftModel.from_pretrained(make_theirs(**SHAPES["grouped"]), tmp_path / "folder").eval()
+    back = from_peft(tmp_path / "folder")
     cache = lm.empty_cache(2)
-    cache.splice(P_theta)
-    assert_close(lm(ids, cache), theirs.eval()(ids, attention_mask=torch.ones_like(ids)).logits)
+    cache.splice(back.sites["decoder"])
+    assert_close(lm(ids, cache), theirs(ids, attention_mask=torch.ones_like(ids)).logits)
+    generate(lm, [[5, 6, 1]], back, max_new_tokens=2)  # its shape fits
 
 
 REFUSED = {
