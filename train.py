@@ -90,10 +90,10 @@ def train(config: Config, lm, tokenizer, files, state: "State | None" = None) ->
     total = min(config.epochs * per_epoch, config.max_steps or math.inf)
     facts = {"data": files.origin, "fingerprint": lm.config.fingerprint}
     first = restore(state, facts, theta, optimizer, total) if state else 0
-    if state and ranks.is_first():
-        cut_log(log_path(Path(config.out)), first)
-    announce(config, theta, train_pairs, first, total)
     log, saved_at = log_path(Path(config.out)), -math.inf
+    if state and ranks.is_first():
+        cut_log(log, first)
+    announce(config, theta, train_pairs, first, total)
     bar = tqdm(total=total, initial=first, unit="step", disable=None)
     with stop_politely() as stop, bar:
         for step, batch in walk_batches(config, train_pairs, first, total):

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from minprefix.cache import pad_right
 from minprefix.checks import InputError, build
 from minprefix.generate import check_base
-from minprefix.prefix import PREFIXES, SITES, SavedPrefix, choose_sites, compute_activations, make_site
+from minprefix.prefix import PREFIXES, SavedPrefix, choose_sites, compute_activations, make_site
 
-METHODS = tuple(SITES)
 IGNORED = -100  # F.cross_entropy's mark for positions outside Y_idx
 WITH_LORA = (".c_attn", ".q_proj", ".v_proj")  # in GPT-2 the keys are of the same map
 

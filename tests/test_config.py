@@ -13,7 +13,7 @@ from minprefix import InputError, generate, load_prefix
 from minprefix.checks import explain, run_command
 from minprefix.config import Config, parse_config, restore_config
 from minprefix.generate import Decoding
-from minprefix.methods import METHODS
+from minprefix.prefix import SITES
 from tasks import choose_presets
 from tests.runs import ROOT
 
@@ -55,7 +55,7 @@ def test_the_default_model_and_place_follow_the_data_set():
     assert parse("dataset=xsum", "model=weights/gpt2-mini").model == "weights/gpt2-mini"
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", SITES)
 @pytest.mark.parametrize("dataset", ["e2e", "webnlg", "dart", "xsum"])
 def test_every_method_has_a_preset_on_the_bundled_models(dataset, method):
     config = parse(f"dataset={dataset}", f"method={method}")

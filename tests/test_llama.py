@@ -10,8 +10,8 @@ from minprefix.checks import InputError, build
 from minprefix.generate import generate
 from minprefix.hub import load_lm
 from minprefix.llama import Llama, LlamaConfig
-from minprefix.methods import METHODS, apply_tensors, collapse, compute_sites, make_theta, target_loss
-from minprefix.prefix import SavedPrefix, compute_activations, read_activations
+from minprefix.methods import apply_tensors, collapse, compute_sites, make_theta, target_loss
+from minprefix.prefix import SITES, SavedPrefix, compute_activations, read_activations
 from minprefix.tokenizer import BYTE_OF_CHAR
 from tests.conftest import assert_close, continue_from, ids_of, pad_left, random_sources
 from tests.models import make_prefix, write_vocabulary
@@ -114,7 +114,7 @@ def test_only_the_prefix_gets_gradient():
     assert (P_theta.grad.abs().sum(1) > 0).all() and (P_theta.grad.abs().sum(0) > 0).all()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", SITES)
 def test_every_method_learns_and_its_file_says_what_it_learnt(method):
     lm, ids = make_llama(), ids_of(0, 2, 5)
     theta = make_theta(lm, method, 3, 16, [])
