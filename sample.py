@@ -17,17 +17,18 @@ from pathlib import Path
 from tqdm import tqdm
 
 from minprefix import from_peft, load_lm, load_prefix
-from minprefix.checks import InputError, build, run_command
-from minprefix.config import Config
-from minprefix.generate import Decoding, check_base, check_rows
+from minprefix.checks import InputError, build, explain, refuse_twins, run_command
+from minprefix.config import NEEDS, Config, overlay
+from minprefix.generate import Decoding, Early, check_base, check_rows
 from minprefix.methods import apply_tensors
 from minprefix.prefix import SavedPrefix
 from minprefix.store import hold, write_atomically
 from minprefix.texts import encode_source, generate_texts
 from tasks import Record, find_files, find_task, parse_input, pick, read_input, read_split
 
-KEYS = ("model", "data", "device", "max_source", *Decoding.__pydantic_fields__)  # of train.py, as flags
-FIELDS = Config.__pydantic_fields__
+# Keys of train.py that are flags here.
+KEYS = ("model", "data", "device", "dtype", "max_source", *Decoding.__pydantic_fields__)
+FIELDS, SWITCHES = Config.__pydantic_fields__, (bool, Early)
 
 
 class Parser(argparse.ArgumentParser):
@@ -36,21 +37,24 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
-    usage, raw = (
-        "python sample.py --prefix FILE [--prefix FILE ...] [flags]",
-        argparse.RawDescriptionHelpFormatter,
-    )
-    parser = Parser(usage=usage, description=__doc__, formatter_class=raw)
+    usage = "python sample.py --prefix FILE [--prefix FILE ...] [flags]"
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = Parser(usage=usage, description=__doc__, formatter_class=raw, allow_abbrev=False)
     add = parser.add_argument
     add("--prefix", action="append", required=True, help="of train.py, or a PEFT folder; may be given again")
     add("--ensemble", action="store_true", help="one answer: the mean of the prefixes' distributions")
-    add("--input", help="records: text or JSON lines, a .json, .csv or .tsv; - is stdin")
     add("--output", help="write JSON lines there instead of text to the terminal")
-    add("--records", type=int, default=5, help="test records to describe (default 5; 0: all)")
-    add = parser.add_argument_group("settings (defaults: the training's; device: cpu)").add_argument
+    records = parser.add_mutually_exclusive_group().add_argument
+    records("--input", help="records: text or JSON lines, a .json, .csv or .tsv; - is stdin")
+    records("--records", type=int, default=5, help="test records to describe (default 5; 0: all)")
+    title = "settings (defaults: the training's; device: cpu, dtype: auto)"
+    add = parser.add_argument_group(title).add_argument
     for name in KEYS:
-        value = {"action": argparse.BooleanOptionalAction} if FIELDS[name].annotation is bool else {}
-        add(f"--{name.replace('_', '-')}", help=FIELDS[name].description, **value)
+        action = argparse.BooleanOptionalAction if FIELDS[name].annotation in SWITCHES else "store"
+        add(f"--{name.replace('_', '-')}", help=FIELDS[name].description, action=action)
+    names = [text.partition("=")[0] for text in arguments if text.startswith("--")]
+    with explain(ValueError, "each flag but --prefix may be given once", "leave one of them out"):
+        refuse_twins([(name.replace("--no-", "--"), "") for name in names if name != "--prefix"])
     return parser.parse_args(arguments)
 
 
@@ -61,12 +65,12 @@ def main(arguments: list[str]) -> None:
         check_members(args.prefix, prefixes)
     refuse_overwriting(args.output)
     settings = choose_settings(args, prefixes[0])
+    args.frame = str(prefixes[0].config.get("frame", ""))  # no setting: it was trained in these words
     records = choose_records(args, settings, prefixes[0])
-    lm, tokenizer = load_lm(settings.model, device=settings.device)
+    lm, tokenizer = load_lm(settings.model, settings.weights(), settings.device)
+    if settings.dtype == "auto" and lm.wte.weight.element_size() == 2:
+        print("in bfloat16, which is faster here (--dtype float32 is exact)\n", file=sys.stderr)
     rows = prepare_prefixes(lm, prefixes)
-    sources = [encode_source(lm, tokenizer, record.source, settings.max_source) for record in records]
-    for prefix in rows:  # before the first text is written, so that none is lost
-        check_rows(lm, sources, [prefix] * len(records), settings.max_new_tokens)
     answers = answer(args, lm, tokenizer, records, rows, settings)
     if args.output:
         with hold(args.output):
@@ -99,23 +103,28 @@ def choose_settings(args, prefix: SavedPrefix) -> Config:
     given = {name: str(getattr(args, name)) for name in KEYS if getattr(args, name) is not None}
     if given.get("sample") == "True":
         given = {"beams": "1"} | given
-    given = {"model": prefix.base["name"], "device": "cpu"} | given
+    given = {"model": prefix.base["name"], "device": "cpu", "dtype": "auto"} | given
     if not given["model"]:
         raise InputError(f"{args.prefix[0]} does not name its model: pass --model with the one it is for")
-    return build(Config, {name: str(value) for name, value in vars(training).items()} | given, text=True)
+    return overlay(vars(training), given, [*NEEDS, ("seed", "sample", (True,))])
 
 
 def choose_records(args, settings: Config, prefix: SavedPrefix) -> list[Record]:
-    """Of --input or of the test set, spread evenly; says so where that is not the data of the training."""
+    """Of --input or of the test set, spread evenly; says so where that is not the data of the training.
+
+    Where the data are not at hand, the bundled sample serves: a first look waits for no download.
+    """
     if args.input is not None:
+        if args.data is not None:
+            raise InputError("--data has the test records: leave it out beside --input")
         return read_input(args.input, settings.dataset, settings.source_key)
     if args.records < 0:
         raise InputError(f"--records {args.records} must be 0 (all) or more")
-    files = find_files(settings.dataset, settings.data, (settings.source_key, settings.target_key))
+    keys = (settings.source_key, settings.target_key)
+    files = find_files(settings.dataset, settings.data, keys, download=False)
     if files.is_sample or files.origin != prefix.data:
         training = "" if files.origin == prefix.data else f"; training: {prefix.data}"
-        text = f"records: {files.origin}, {files.detail}{training} !!!"
-        print(f"!!! {text}", file=sys.stderr, end="\n\n")
+        print(f"records: {files.origin}{training}\n", file=sys.stderr)
     return pick(read_split(files, "test"), args.records)
 
 
@@ -132,14 +141,17 @@ def prepare_prefixes(lm, prefixes: list[SavedPrefix]) -> list[SavedPrefix | None
 
 def answer(args, lm, tokenizer, records: list[Record], rows: list, settings: Config) -> Iterator[dict]:
     """For each record and prefix, or the ensemble: the source, who answers, the text, and any references."""
+    sources = [
+        encode_source(lm, tokenizer, record.source, settings.max_source, args.frame) for record in records
+    ]
+    for prefix in rows:  # before the first text is written, so that none is lost
+        check_rows(lm, sources, [prefix] * len(records), settings.max_new_tokens)
     voices = [("ensemble", None)] if args.ensemble else list(zip(args.prefix, rows))
-    jobs = [(record, name, prefix) for record in records for name, prefix in voices]
+    jobs = [(*asked, *voice) for asked in zip(records, sources) for voice in voices]
     for start in tqdm(range(0, len(jobs), 32), unit="batch", disable=None if args.output else True):
-        batch, names, prefixes = zip(*jobs[start : start + 32])
-        sources, answering = [record.source for record in batch], rows if args.ensemble else prefixes
-        texts = generate_texts(
-            lm, tokenizer, sources, answering, settings.decoding(), settings.max_source, args.ensemble
-        )
+        batch, sources, names, prefixes = zip(*jobs[start : start + 32])
+        answering, how = rows if args.ensemble else prefixes, settings.decoding()
+        texts = generate_texts(lm, tokenizer, sources, answering, how, 0, args.ensemble, args.frame)
         for record, name, text in zip(batch, names, texts):
             line = {"source": record.source, "prefix": name, "text": text}
             yield line | {"references": list(record.references), "group": record.group}

@@ -5,40 +5,37 @@ from operator import attrgetter
 from typing import Literal
 
 import torch
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from minprefix import decoder, layers
 from minprefix.cache import Cache
 from minprefix.checks import LENIENT
-from minprefix.layers import ACTIVATIONS, Activation, Depth, Embedding, Id, Linear, Size, check_shape
+from minprefix.layers import Activation, Checkpoint, Depth, Embedding, Id, Linear, Size, check_shape
 
 OFFSET = 2  # the position table's first two rows are never used: BART's first position is 2
 
 
 @dataclass(frozen=True, config=LENIENT)
-class BARTConfig:
-    """The shape of a BART, keys as in config.json; name and fingerprint say which checkpoint it is."""
+class BARTConfig(Checkpoint):
+    """The shape of a BART, keys as in config.json, of which some have two names."""
 
     vocab_size: Size
     max_position_embeddings: Size
-    d_model: Size
-    encoder_layers: Depth
-    decoder_layers: Depth
-    encoder_attention_heads: Size
-    decoder_attention_heads: Size
-    encoder_ffn_dim: Size
-    decoder_ffn_dim: Size
+    d_model: Size = layers.called("d_model", "hidden_size")
+    encoder_layers: Depth = layers.called("encoder_layers", "num_hidden_layers")
+    decoder_layers: Depth = Field()  # needed, too, but none without a value may stand behind the others
+    encoder_attention_heads: Size = layers.called("encoder_attention_heads", "num_attention_heads")
+    decoder_attention_heads: Size = Field()
+    encoder_ffn_dim: Size = Field()
+    decoder_ffn_dim: Size = Field()
     activation_function: Activation = "gelu"
     scale_embedding: bool = False
     tie_word_embeddings: Literal[True] = True
-    bos_token_id: Id = 0
-    eos_token_id: Id = 2
+    eos_token_id: Id = Field(2, kw_only=True)
     decoder_start_token_id: Id = 2
     forced_bos_token_id: Id | None = None
-    forced_eos_token_id: Id | None = None
-    name: str = ""
-    fingerprint: str = ""
 
     def __post_init__(self):
         check_shape(self, "d_model", "encoder_attention_heads", "decoder_attention_heads")
@@ -85,7 +82,7 @@ class Layer(nn.Module):
         self.fc1 = Linear(d_model, n_inner)
         self.fc2 = Linear(n_inner, d_model)
         self.final_layer_norm = nn.LayerNorm(d_model)
-        self.activation = ACTIVATIONS[config.activation_function]
+        self.activation = layers.ACTIVATIONS[config.activation_function]
 
     def forward(self, x: Tensor, layer: int, cache: Cache, mask: Tensor) -> Tensor:
         k, v = cache.append(layer, *self.self_attn.project(x))  # (B, H, S, D)
@@ -130,8 +127,10 @@ class BART(nn.Module):
 
     positions = "unshifted"  # as the authors: a prefix takes no position from x or y
     begins = ""  # y is a text of its own
+    # In files; the bias (1, V) they may leave out.
+    embedding, always_tied, biases = "shared.weight", True, ("final_logits_bias",)
     wte = property(attrgetter("shared"))  # by the name that it has in GPT-2
-    hidden = decoder.hidden
+    hidden, move = decoder.hidden, decoder.move
 
     def __init__(self, config: BARTConfig):
         super().__init__()

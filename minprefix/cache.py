@@ -18,8 +18,9 @@ class Cache:
     """The past of B rows, in the order of the calls; positions and masks follow from the cache alone.
 
     keys, values: per layer (B, H, S, D); real (B, S): slots that later tokens may see; next (B,): the
-    position of the row's next token; paths (B, K, S) or None: while K beams share a row, the slots that each
-    beam sees; cross: beside a decoder's past, the source's keys and values, which do not grow.
+    position of the row's next token; most: none is above it, which is known without waiting for a GPU; paths
+    (B, K, S) or None: while K beams share a row, the slots that each beam sees; cross: beside a decoder's
+    past, the source's keys and values, which do not grow.
     """
 
     def __init__(self, batch: int, n_layer: int, n_head: int, head_size: int, like: Tensor):
@@ -27,7 +28,7 @@ class Cache:
         self.keys = [empty] * n_layer
         self.values = [empty] * n_layer
         self.real = torch.empty(batch, 0, dtype=torch.bool, device=like.device)
-        self.next = torch.zeros(batch, dtype=torch.long, device=like.device)
+        self.next, self.most = torch.zeros(batch, dtype=torch.long, device=like.device), 0
         self.paths: Tensor | None = None
         self.cross: Cache | None = None
 
@@ -112,15 +113,14 @@ class Cache:
 
     def check_positions(self, n_positions: int) -> None:
         """InputError if a row has gone past the last of n_positions."""
-        if int(self.next.max()) > n_positions:
-            raise InputError(
-                f"prefix, source and target take {int(self.next.max())} positions, but the model has "
-                f"{n_positions}: shorten the source, the prefix or max_new_tokens"
-            )
+        if self.most > n_positions and (taken := int(self.next.max())) > n_positions:
+            taken = f"prefix, source and target take {taken} positions, but the model has {n_positions}"
+            raise InputError(f"{taken}: shorten the source, the prefix or max_new_tokens")
 
     def _claim(self, real: Tensor, positions: Tensor | int) -> None:
         self.real = torch.cat((self.real, real), 1)  # (B, S + T)
         self.next = self.next + positions
+        self.most += real.shape[1] if isinstance(positions, Tensor) else positions
 
 
 def pad_right(rows: list[list[int]], value: int = 0) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ import re
 import reprlib
 import sys
 import textwrap
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -47,7 +48,7 @@ def build(cls: type[T], values: dict, place: str = "", text: bool = False) -> T:
 def describe(report: ValidationError, cls: type) -> str:
     """The first thing that pydantic found wrong, in our words."""
     error = report.errors(include_url=False)[0]
-    name = ".".join(map(str, error["loc"]))
+    name = ".".join(str(part) for part in error["loc"] if part != "bool")  # that is the kind, not a place
     if error["type"] == "unexpected_keyword_argument":
         return f"unknown key '{name}'; {nearest(name, cls.__pydantic_fields__)}"
     if error["type"] == "missing":
@@ -90,6 +91,12 @@ def explain(kinds: type[Exception] | tuple, what: str, advice: str) -> Iterator[
         raise InputError(f"{what} ({first_line(error)}): {advice}") from None
 
 
+def read_path(name: object) -> Path:
+    """The Path of a file's name. InputError for anything else."""
+    with explain(TypeError, f"{reprlib.repr(name)} names no file", "give a string or a Path"):
+        return Path(name)
+
+
 def first_line(error: Exception) -> str:
     """What another library's error says, short enough to be part of a sentence."""
     text = getattr(error, "strerror", None) or str(error)  # the system's, without its number and path
@@ -103,7 +110,16 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def run_command(main: Callable[[list[str]], None]) -> None:
-    """Runs a program's `main`; what its user can mend becomes one line on stderr and exit code 2."""
+    """Runs a program's `main`; what its user can mend becomes one line on stderr and exit code 2.
+
+    Characters that the terminal's encoding lacks are printed as escapes; a warning is one line, too.
+    """
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # there may be no terminal, or a notebook's
+            stream.reconfigure(errors="surrogateescape" if stream is sys.stdin else "backslashreplace")
+    warnings.showwarning = lambda warning, *_: complain(warning)
+    # Of top2 in bfloat16, whose norms are float32: PyTorch is right, but says that it could be faster.
+    warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")
     try:
         main(sys.argv[1:])
     except KeyboardInterrupt:

@@ -72,6 +72,11 @@ def read_words(lm, embeds: Tensor) -> dict[str, Cache]:
     return {"decoder": cache, "infix": cache}
 
 
+def move(lm, P_theta: Tensor, by: Tensor) -> Tensor:
+    """P_theta as it is: where positions are learned, they are in the activations and cannot be changed."""
+    return P_theta
+
+
 def split(lm, source: list[int], apart: bool = True) -> tuple[list[int], list[int]]:
     """What to read, and what to go on from: the last token, so that an infix lies before it.
 

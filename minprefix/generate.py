@@ -2,7 +2,9 @@
 
 import math
 import random
+import reprlib
 from collections import Counter
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -13,20 +15,22 @@ from minprefix.cache import Cache, pad_right, stack_prefixes
 from minprefix.checks import STRICT, InputError, build
 
 NEVER = -1e9  # the score of a beam that does not exist yet
+Early = bool | Literal["never"] | None  # as in transformers; "never": not while a longer text could win
 
 
 @dataclass(frozen=True, config=STRICT)
 class Decoding:
     """How to decode. Options are declared here and nowhere else: `generate` takes these fields as keywords,
-    train.py as key=value, sample.py as flags, and a .pt file holds those of its training.
+    train.py as key=value, sample.py as flags, and a .pt file holds those of its training. The defaults are
+    the paper's; None is where the authors leave it to the checkpoint.
     """
 
     beams: int = Field(5, ge=1, le=1000, description="of the beam search; 1 is greedy")
     length_penalty: float = Field(1.0, ge=-20, le=20, description="alpha in sum log p / |y|^alpha")
     max_new_tokens: int = Field(100, ge=1, le=2**20, description="longest text")
     min_new_tokens: int = Field(0, ge=0, le=2**20, description="shortest text")
-    no_repeat_ngram_size: int = Field(0, ge=0, description="no n-gram comes twice within y; 0: any may")
-    early_stopping: bool = Field(False, description="end a source at its K-th finished beam")
+    no_repeat_ngram_size: int | None = Field(None, ge=0, description="no n-gram twice; 0: any; None: model's")
+    early_stopping: Early = Field(None, description="end at K finished beams; None: as the model")
     sample: bool = Field(False, description="draw from the distribution instead of searching")
     temperature: float = Field(1.0, ge=1e-6, le=1e6, description="of a draw: above 1 flatter than the model")
     top_k: int = Field(0, ge=0, description="draw from the K likeliest tokens; 0: from all")
@@ -49,7 +53,7 @@ def generate(
     prefix=None,
     *,
     ensemble: bool = False,
-    banned: tuple[int, ...] = (),
+    banned: tuple[int, ...] | list[int] = (),
     batch_size: int = 32,
     **decoding: int | float | bool,
 ) -> list[list[int]]:
@@ -59,15 +63,23 @@ def generate(
     prefix: a SavedPrefix for all rows, or a list with one (or None) for each row, of any lengths and methods.
     ensemble: all prefixes of the list answer every source together, by the mean of their distributions.
     banned: ids that are never generated. decoding: the fields of Decoding, with its defaults.
-    Hypotheses are ranked by sum log p / |y|^length_penalty (Sec. 5.3), |y| counting the EOS. The first and
-    last token are those that a BART's config forces.
-    InputError when an option makes no sense or a row does not fit the position table.
+    Hypotheses are ranked by sum log p / |y|^length_penalty (Sec. 5.3), |y| counting the EOS. What the
+    checkpoint's own files say of generation is obeyed as far as load_lm does not warn of it. To n-grams y
+    begins with the token that it goes on from (transformers counts all of x to y in GPT-2, and not in BART).
+    InputError when an argument makes no sense, a row does not fit the position table, or a prefix holds
+    numbers that the model cannot compute with.
     """
-    options = build(Decoding, decoding)
+    if not isinstance(sources, list) or type(batch_size) is not int or batch_size < 1:
+        raise InputError("sources must be a list of lists of ids, and batch_size a number from 1 on")
+    check_ids("banned", banned, lm.config)
+    left = [name for name in ("no_repeat_ngram_size", "early_stopping") if decoding.get(name) is None]
+    options = build(Decoding, decoding | {name: getattr(lm.config, name) for name in left})
+    banned = [*banned, *(id for id in lm.config.suppress_tokens if id < lm.config.vocab_size)]
     members = assign_prefixes(prefix, len(sources), ensemble)
     for prefixes in zip(*members):
         check_rows(lm, sources, prefixes, options.max_new_tokens)
     draws = seed_draws(sources, members, options.seed)
+    banned = torch.tensor(banned, dtype=torch.long, device=lm.wte.weight.device)
     outputs: list[list[int]] = [[] for _ in sources]
     by_length = sorted(range(len(sources)), key=lambda row: len(sources[row]))
     for start in range(0, len(sources), batch_size):
@@ -80,6 +92,18 @@ def generate(
         for row, tokens in zip(rows, found):
             outputs[row] = tokens
     return outputs
+
+
+def check_ids(what: str, ids: object, config) -> None:
+    """InputError for anything else than ids that the model has."""
+    known = range(config.vocab_size)
+    if not isinstance(ids, list | tuple) or not all(type(id) is int and id in known for id in ids):
+        raise InputError(f"{what} is {reprlib.repr(ids)}: it must be a list of ids below {len(known)}")
+
+
+def list_ends(config) -> list[int]:
+    """The tokens that end a text, of those that the model has."""
+    return [id for id in (config.eos_token_id, *config.further_ends) if id < config.vocab_size]
 
 
 def assign_prefixes(prefix, count: int, ensemble: bool) -> list[list]:
@@ -97,11 +121,12 @@ def assign_prefixes(prefix, count: int, ensemble: bool) -> list[list]:
 
 def check_rows(lm, sources: list[list[int]], prefixes: list, max_new_tokens: int) -> None:
     """InputError for the first row that cannot be continued, counted from 1."""
-    for prefix in {id(prefix): prefix for prefix in prefixes if prefix}.values():
+    for prefix in {id(prefix): prefix for prefix in prefixes if prefix is not None}.values():
         check_base(prefix, lm)
         if not prefix.sites:
             raise InputError(f"method {prefix.method} has no prefix: apply_tensors(lm, it), and give None")
     for number, (source, prefix) in enumerate(zip(sources, prefixes), 1):
+        check_ids(f"source {number}", source, lm.config)
         if not source:
             raise InputError(f"source {number} is empty: give at least one token")
         length = sum(map(len, prefix.sites.values())) if prefix else 0
@@ -119,6 +144,8 @@ def check_length(lm, what: str, prefix: int, source: int, target: int) -> None:
 
 def check_base(prefix, lm) -> None:
     """InputError if a prefix was trained on another model: its fingerprint or shapes do not fit."""
+    if not hasattr(prefix, "base"):
+        raise InputError(f"a prefix is {reprlib.repr(prefix)}: give what load_prefix returns, or None")
     base, config, widths = prefix.base, lm.config, lm.site_widths()
     fits = prefix.positions == lm.positions
     fits &= all(P_theta.shape[1] == widths.get(site) for site, P_theta in prefix.sites.items())
@@ -154,17 +181,24 @@ def gather_prefixes(prefixes: list) -> dict[str, tuple[Tensor, Tensor | None]]:
     return {site: stack_prefixes([sites.get(site) for sites in rows], widths[site]) for site in widths}
 
 
-def predict(lm, ids: Tensor, cache: Cache) -> Tensor:
+def predict(lm, ids: Tensor, cache: Cache) -> tuple[Tensor, Tensor]:
     """Logits (B, T, V) of what follows ids (B, T); of an ensemble, whose M members are adjacent rows of the
-    cache, log-probabilities.
+    cache, log-probabilities. And the largest logit, for `check_finite` when the tokens are read.
     """
     M = len(cache.real) // len(ids)
     logits = lm.logits(lm.hidden(ids.repeat_interleave(M, 0), cache)).float()  # (B·M, T, V)
+    peak = logits.amax()
     if M == 1:
-        return logits
+        return logits, peak
     log_p = logits.log_softmax(-1).unflatten(0, (-1, M))  # (B, M, T, V)
     # Sec. 8: p(z_{i+1}) = 1/M sum_m p_m(z_{i+1}), the mean of the members' distributions
-    return log_p.logsumexp(1) - math.log(M)
+    return log_p.logsumexp(1) - math.log(M), peak
+
+
+def check_finite(peak: Tensor) -> None:
+    """InputError unless the largest logit is a number. To look at it is to wait for a GPU."""
+    if not peak < torch.inf:  # nor is NaN
+        raise InputError("the numbers of a prefix or the model are too large: its logits are not finite")
 
 
 def seed_draws(sources: list[list[int]], members: list[list], seed: int) -> list[random.Random]:
@@ -181,62 +215,66 @@ def seed_draws(sources: list[list[int]], members: list[list], seed: int) -> list
 
 
 def decode_tokens(
-    lm, cache: Cache, ids: Tensor, options: Decoding, banned: tuple[int, ...], draws: list[random.Random]
+    lm, cache: Cache, ids: Tensor, options: Decoding, banned: Tensor, draws: list[random.Random]
 ) -> list[list[int]]:
     """One token a step and row, the likeliest or a drawn one; rows that end leave the batch."""
     outputs: list[list[int]] = [[] for _ in ids]
-    rows, tokens = torch.arange(len(ids), device=ids.device), ids  # (B, 1 + what is generated)
+    rows, M, ends = list(range(len(ids))), len(cache.real) // len(ids), list_ends(lm.config)
+    tokens = ids  # (B, 1 + what is generated)
     for _ in range(options.max_new_tokens):
-        logits = predict(lm, tokens[:, -1:], cache)[:, 0]  # (B, V)
-        logits = constrain(logits, tokens, lm.config, options, banned)
-        u = [draws[row].random() for row in rows.tolist()]
+        logits, peak = predict(lm, tokens[:, -1:], cache)  # (B, 1, V)
+        logits = constrain(logits[:, 0], tokens, lm.config, options, banned)
+        u = [draws[row].random() for row in rows]
         ids = draw(logits, options, u) if options.sample else logits.argmax(-1)[:, None]  # (B, 1)
-        tokens = torch.cat((tokens, ids), 1)
-        going = ids[:, 0] != lm.config.eos_token_id
-        if not going.all():
-            cache = cache[going.repeat_interleave(len(cache.real) // len(going))]
-            rows, tokens = rows[going], tokens[going]
-        for row, token in zip(rows.tolist(), tokens[:, -1].tolist()):
-            outputs[row].append(token)
-        if not len(rows):
+        tokens, chosen = torch.cat((tokens, ids), 1), ids[:, 0].tolist()
+        check_finite(peak)
+        going = [i for i, token in enumerate(chosen) if token not in ends]
+        for i in going:
+            outputs[rows[i]].append(chosen[i])
+        if not going:
             break
+        if len(going) < len(rows):
+            cache = cache[[M * i + member for i in going for member in range(M)]]
+            rows, tokens = [rows[i] for i in going], tokens[going]
     return outputs
 
 
-def search_beams(
-    lm, cache: Cache, ids: Tensor, options: Decoding, banned: tuple[int, ...]
-) -> list[list[int]]:
+def search_beams(lm, cache: Cache, ids: Tensor, options: Decoding, banned: Tensor) -> list[list[int]]:
     """The best of K beams for each row: they share the row's prefix and source, a step appends K slots.
 
     The M members of an ensemble are rows of the cache that go through the same beams.
     """
-    B, K, M, eos = len(ids), options.beams, len(cache.real) // len(ids), lm.config.eos_token_id
+    B, K, M, ends = len(ids), options.beams, len(cache.real) // len(ids), ids.new_tensor(list_ends(lm.config))
     rows = list(range(B))
     finished: list[list[tuple[float, list[int]]]] = [[] for _ in rows]
     tokens = ids[:, None].expand(-1, K, -1)  # (B, K, 1 + length): what y goes on from, and y
     scores = torch.full((B, K), NEVER, device=ids.device)
     scores[:, 0] = 0.0  # one beam exists so far, or all would propose the same
-    logits = predict(lm, ids, cache).expand(-1, K, -1)  # (B, K, V)
+    logits, peak = predict(lm, ids, cache)
+    logits = logits.expand(-1, K, -1)  # (B, K, V)
     cache.branch(K)
     for length in range(1, options.max_new_tokens + 1):
         log_p = constrain(logits.log_softmax(-1), tokens, lm.config, options, banned)  # (B, K, V)
-        best, parents, token = propose(scores[:, :, None] + log_p, 2 * K)  # (B, 2K), so that K can go on
+        count = max(2, 1 + len(ends)) * K  # so that K can go on, whatever ends
+        best, parents, token = propose(scores[:, :, None] + log_p, count)  # (B, count)
         grown = torch.cat((tokens.take_along_dim(parents[:, :, None], 1), token[:, :, None]), 2)
-        ends = (token == eos) | (length == options.max_new_tokens)
+        is_end, is_last = torch.isin(token, ends), length == options.max_new_tokens
         alpha = length**options.length_penalty
-        for row, *candidates in zip(rows, best[:, :K].tolist(), ends[:, :K].tolist(), grown[:, :K].tolist()):
-            keep_finished(finished[row], K, alpha, candidates, eos)
-        scores, running = (best + ends * NEVER).topk(K)  # (B, K)
+        for row, *found in zip(rows, best[:, :K].tolist(), is_end[:, :K].tolist(), grown[:, :K].tolist()):
+            keep_finished(finished[row], K, alpha, found, is_last)
+        check_finite(peak)
+        scores, running = (best + is_end * NEVER).topk(K)  # (B, K)
         tokens = grown.take_along_dim(running[:, :, None], 1)  # (B, K, 1 + length)
         cache.follow(parents.gather(1, running).repeat_interleave(M, 0))
-        hopes = (scores[:, 0] / alpha).tolist()
+        longest = options.max_new_tokens if options.early_stopping == "never" else length
+        hopes = (scores[:, 0] / max(alpha, longest**options.length_penalty)).tolist()
         going = [i for i, row in enumerate(rows) if can_improve(finished[row], hopes[i], options)]
-        if not going or length == options.max_new_tokens:
+        if not going or is_last:
             break
         if len(going) < len(rows):
             cache = cache[[M * i + member for i in going for member in range(M)]]
             scores, tokens, rows = scores[going], tokens[going], [rows[i] for i in going]
-        logits = predict(lm, tokens[:, :, -1], cache)  # (B, K, V)
+        logits, peak = predict(lm, tokens[:, :, -1], cache)  # (B, K, V)
     return [hypotheses[0][1] if hypotheses else [] for hypotheses in finished]
 
 
@@ -246,31 +284,31 @@ def propose(scores: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     return best, flat // scores.shape[-1], flat % scores.shape[-1]
 
 
-def keep_finished(finished: list, K: int, alpha: float, candidates: list, eos: int) -> None:
+def keep_finished(finished: list, K: int, alpha: float, candidates: list, is_last: bool) -> None:
     """Adds what ended among the best K candidates, and keeps the best K ever, the best first."""
-    for log_p, ended, tokens in zip(*candidates):
-        if ended and log_p > NEVER:
+    for log_p, is_end, tokens in zip(*candidates):
+        if (is_end or is_last) and log_p > NEVER:
             # Sec. 5.3: sum log p / |y|^alpha; |y| counts the EOS, the returned tokens do not hold it
-            finished.append((log_p / alpha, tokens[1:-1] if tokens[-1] == eos else tokens[1:]))
+            finished.append((log_p / alpha, tokens[1:-1] if is_end else tokens[1:]))
     finished.sort(key=lambda hypothesis: -hypothesis[0])
     del finished[K:]
 
 
 def can_improve(finished: list, hope: float, options: Decoding) -> bool:
-    """Whether the best running beam, were it to end now, would still beat the worst of K finished ones."""
-    return len(finished) < options.beams or (not options.early_stopping and hope > finished[-1][0])
+    """Whether the best running beam, with the score that it hopes for, would beat the worst of K finished."""
+    return len(finished) < options.beams or (options.early_stopping is not True and hope > finished[-1][0])
 
 
-def constrain(scores: Tensor, tokens: Tensor, config, options: Decoding, banned: tuple[int, ...]) -> Tensor:
+def constrain(scores: Tensor, tokens: Tensor, config, options: Decoding, banned: Tensor) -> Tensor:
     """Scores (..., V) with what may not come behind tokens (..., 1 + generated) at -inf."""
     generated = tokens.shape[-1] - 1
-    scores[..., list(banned)] = -torch.inf
+    scores[..., banned] = -torch.inf
     if generated < options.min_new_tokens:
-        scores[..., config.eos_token_id] = -torch.inf
+        scores[..., list_ends(config)] = -torch.inf
     if 0 < options.no_repeat_ngram_size <= tokens.shape[-1]:
         forbid_repeats(scores, tokens, options.no_repeat_ngram_size)
-    ends = {"forced_bos_token_id": 0, "forced_eos_token_id": options.max_new_tokens - 1}  # of a BART
-    for name, step in ends.items():
+    steps = {"forced_bos_token_id": 0, "forced_eos_token_id": options.max_new_tokens - 1}
+    for name, step in steps.items():
         if generated == step and (forced := getattr(config, name, None)) is not None:
             scores.fill_(-torch.inf)[..., forced] = 0.0
     return scores

@@ -1,7 +1,7 @@
 """LM_phi, decoder-only: GPT-2, with the parameter names and layouts of its Hugging Face checkpoints."""
 
 from collections import OrderedDict
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -10,28 +10,25 @@ from torch import Tensor, nn
 from minprefix import decoder, layers
 from minprefix.cache import Cache
 from minprefix.checks import LENIENT
-from minprefix.layers import ACTIVATIONS, Activation, Conv1D, Depth, Embedding, Id, Size, check_shape
+from minprefix.layers import Activation, Checkpoint, Conv1D, Depth, Embedding, Size, check_shape
 
 
 @dataclass(frozen=True, config=LENIENT)
-class GPT2Config:
-    """The shape of a GPT-2, keys as in config.json; name and fingerprint say which checkpoint it is."""
+class GPT2Config(Checkpoint):
+    """The shape of a GPT-2, keys as in config.json, of which some have two names."""
 
+    unsaid: ClassVar = {"bos_token_id": 50256, "eos_token_id": 50256}
     vocab_size: Size
-    n_positions: Size
-    n_embd: Size
-    n_layer: Depth
-    n_head: Size
+    n_positions: Size = layers.called("n_positions", "max_position_embeddings", default=1024)
+    n_embd: Size = layers.called("n_embd", "hidden_size")
+    n_layer: Depth = layers.called("n_layer", "num_hidden_layers")
+    n_head: Size = layers.called("n_head", "num_attention_heads")
     n_inner: Size | None = None
     layer_norm_epsilon: float = Field(1e-5, gt=0, lt=1)
     activation_function: Activation = "gelu_new"
     tie_word_embeddings: bool = True
     scale_attn_weights: Literal[True] = True
     scale_attn_by_inverse_layer_idx: Literal[False] = False
-    bos_token_id: Id = 0
-    eos_token_id: Id = 0
-    name: str = ""
-    fingerprint: str = ""
 
     def __post_init__(self):
         check_shape(self, "n_embd", "n_head")
@@ -58,7 +55,7 @@ class Block(nn.Module):
         self.ln_1 = nn.LayerNorm(n_embd, eps=config.layer_norm_epsilon)
         self.attn = Attention(config)
         self.ln_2 = nn.LayerNorm(n_embd, eps=config.layer_norm_epsilon)
-        activation = ACTIVATIONS[config.activation_function]
+        activation = layers.ACTIVATIONS[config.activation_function]
         self.mlp = nn.Sequential(
             OrderedDict(c_fc=Conv1D(n_embd, n_inner), act=activation, c_proj=Conv1D(n_inner, n_embd))
         )
@@ -76,8 +73,9 @@ class GPT2(nn.Module):
 
     positions = "shifted"  # a prefix takes |P| positions, as the words would whose place it takes
     begins = " "  # y goes on in the text that x began
+    embedding, always_tied, biases = "wte.weight", False, ()  # in files
     forward, hidden, logits = decoder.forward, decoder.hidden, decoder.logits
-    empty_cache, site_widths = decoder.empty_cache, decoder.site_widths
+    empty_cache, site_widths, move = decoder.empty_cache, decoder.site_widths, decoder.move
     split, frame, read, read_words = decoder.split, decoder.frame, decoder.read, decoder.read_words
 
     def __init__(self, config: GPT2Config):

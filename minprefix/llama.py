@@ -4,7 +4,6 @@ from operator import attrgetter
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from minprefix import decoder, layers
 from minprefix.cache import Cache
 from minprefix.checks import LENIENT, STRICT, InputError, build
-from minprefix.layers import Depth, Embedding, Id, Linear, Size, check_shape
+from minprefix.layers import Activation, Checkpoint, Depth, Embedding, Id, Linear, Size, check_shape
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -24,8 +23,8 @@ class Rotary:
 
 
 @dataclass(frozen=True, config=LENIENT)
-class LlamaConfig:
-    """The shape of a Llama, keys as in config.json; name and fingerprint say which checkpoint it is.
+class LlamaConfig(Checkpoint):
+    """The shape of a Llama, keys as in config.json.
 
     Without num_key_value_heads each head has its own keys; without head_dim the heads divide C.
     """
@@ -43,15 +42,13 @@ class LlamaConfig:
     rope_parameters: dict | None = None
     rope_scaling: Literal[None] = None
     sliding_window: Literal[None] = None
-    hidden_act: Literal["silu"] = "silu"
+    hidden_act: Activation = "silu"
     attention_bias: Literal[False] = False
     mlp_bias: Literal[False] = False
     pretraining_tp: Literal[1] = 1
     tie_word_embeddings: bool = False
-    bos_token_id: Id = 1
-    eos_token_id: Id = 2
-    name: str = ""
-    fingerprint: str = ""
+    bos_token_id: Id = Field(1, kw_only=True)
+    eos_token_id: Id = Field(2, kw_only=True)
 
     def __post_init__(self):
         build(Rotary, self.rope_parameters or {}, "of rope_parameters, ")
@@ -105,12 +102,13 @@ class MLP(nn.Module):
 
     def __init__(self, config: LlamaConfig):
         super().__init__()
+        self.act = layers.ACTIVATIONS[config.hidden_act]
         self.gate_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))
 
 
 class Block(nn.Module):
@@ -134,6 +132,7 @@ class Llama(nn.Module):
 
     positions = "shifted"  # a prefix takes |P| positions, as the words would whose place it takes
     begins = " "  # y goes on in the text that x began
+    embedding, always_tied, biases = "embed_tokens.weight", False, ()  # in files
     wte = property(attrgetter("embed_tokens"))  # by the name that it has in GPT-2
     forward, hidden, logits = decoder.forward, decoder.hidden, decoder.logits
     empty_cache, site_widths = decoder.empty_cache, decoder.site_widths
@@ -155,6 +154,14 @@ class Llama(nn.Module):
         for layer, block in enumerate(self.layers):
             x = block(x, layer, cache, mask, turns)
         return self.norm(x)
+
+    def move(self, P_theta: Tensor, by: Tensor) -> Tensor:
+        """P_theta (P, 2·L·C) as it would be `by` (P,) positions later: each key is turned on by these."""
+        L, H, D = self.cache_shape
+        k, v = P_theta.unflatten(1, (L, 2, H, D)).unbind(2)  # (P, L, H, D) each
+        turns = compute_turns(by[None], self.config)  # (2, 1, 1, P, D)
+        k = turn(k.permute(1, 2, 0, 3), *turns).permute(2, 0, 1, 3)
+        return torch.stack((k, v), 2).flatten(1)
 
     def blocks(self) -> list[nn.Module]:
         """Where the adapters of Sec. 5.2 go: behind each of these."""

@@ -13,6 +13,7 @@ from minprefix.checks import InputError, build
 from minprefix.generate import check_base
 from minprefix.prefix import PREFIXES, SavedPrefix, choose_sites, compute_activations, make_site
 
+Batch = list[tuple[list[int], list[int]]]  # of (source, y) ids
 IGNORED = -100  # F.cross_entropy's mark for positions outside Y_idx
 WITH_LORA = (".c_attn", ".q_proj", ".v_proj")  # in GPT-2 the keys are of the same map
 
@@ -61,7 +62,8 @@ def make_theta(
     chosen = choose_sites(lm, method, sites)
     lm.requires_grad_(False)
     if not chosen:
-        return choose_modules(lm, method, inner).requires_grad_()
+        # float32 whatever the LM has: in bfloat16 most steps of AdamW would be rounded away
+        return choose_modules(lm, method, inner).float().requires_grad_()
     return nn.ModuleDict({site: make_site(lm, method, length, hidden, words, site) for site in chosen})
 
 
@@ -86,7 +88,7 @@ def attach(hosts: list[nn.Module], modules: list[nn.Module]) -> nn.ModuleList:
     for host, module in zip(hosts, modules):
         if hasattr(host, "added"):
             raise InputError("the model holds an adapter or LoRA already: load it anew")
-        host.added = module.to(next(host.parameters()))
+        host.added = module.to(next(host.parameters()).device)
         host.register_forward_hook(lambda host, inputs, output: host.added(inputs[0], output))
     return nn.ModuleList(modules)
 
@@ -97,6 +99,7 @@ def apply_tensors(lm, saved: SavedPrefix) -> None:
     InputError if it was trained on another model, or if its tensors are not those of its method.
     """
     check_base(saved, lm)
+    dtype = lm.wte.weight.dtype
     if saved.method in PREFIXES:
         raise InputError(f"method {saved.method} changes no model: hand it to generate as its prefix")
     maps = [t for name, t in saved.tensors.items() if name.endswith((".added.down.weight", ".added.A"))]
@@ -106,7 +109,7 @@ def apply_tensors(lm, saved: SavedPrefix) -> None:
     if expected != {name: tensor.shape for name, tensor in saved.tensors.items()}:
         raise InputError(f"the file's tensors are not those of method {saved.method}: train or copy it again")
     lm.load_state_dict(saved.tensors, strict=False)
-    lm.requires_grad_(False)
+    lm.to(dtype).requires_grad_(False)
     changed = f"{lm.config.fingerprint}+{saved.method}"  # what was trained on the base does not fit this
     lm.config = dataclasses.replace(lm.config, fingerprint=changed)
 
@@ -116,12 +119,13 @@ def compute_sites(lm, method: str, theta: nn.Module) -> dict[str, Tensor]:
     if method not in PREFIXES:
         return {}
     if method == "embedding":
-        return {site: compute_activations(lm, embeds(), site) for site, embeds in theta.items()}
+        words = {site: embeds().to(lm.wte.weight.dtype) for site, embeds in theta.items()}
+        return {site: compute_activations(lm, embeds, site) for site, embeds in words.items()}
     return {site: P_theta() for site, P_theta in theta.items()}
 
 
-def target_loss(lm, sites: dict[str, Tensor], batch: list[tuple[list[int], list[int]]]) -> tuple[Tensor, int]:
-    """-sum log p(y | x) of a batch of (source, y) ids, y with its EOS, in nats; and how many tokens y has."""
+def target_logits(lm, sites: dict[str, Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
+    """Of a batch of (source, y) ids: logits (N, V) for the N tokens of all its y, and these tokens (N,)."""
     device = lm.wte.weight.device
     halves = [(*lm.split(source, apart="infix" in sites), y) for source, y in batch]
     x, x_mask = pad_right([x for x, _, _ in halves])  # (B, |x|), or (B, 0)
@@ -130,11 +134,30 @@ def target_loss(lm, sites: dict[str, Tensor], batch: list[tuple[list[int], list[
     prefixes = {site: (P_theta, None) for site, P_theta in sites.items()}
     cache = lm.read(x.to(device), x_mask.to(device), prefixes)
     h = lm.hidden(z.to(device), cache, z_mask.to(device))  # (B, T, C)
-    # Eq. 2: max sum_{i in Y_idx} log p(z_i | h_<i); logits for y only
     in_y = targets != IGNORED  # (B, T)
-    logits = lm.logits(h[in_y.to(device)])  # (N, V)
-    loss = F.cross_entropy(logits.float(), targets[in_y].to(device), reduction="sum")
-    return loss, int(in_y.sum())
+    return lm.logits(h[in_y.to(device)]), targets[in_y].to(device)
+
+
+def target_loss(lm, sites: dict[str, Tensor], batch: Batch) -> tuple[Tensor, int]:
+    """-sum log p(y | x) of a batch of (source, y) ids, y with its EOS, in nats; and how many tokens y has."""
+    logits, y = target_logits(lm, sites, batch)
+    # Eq. 2: max sum_{i in Y_idx} log p(z_i | h_<i); logits for y only
+    loss = F.cross_entropy(logits.float(), y, reduction="sum")
+    return loss, len(y)
+
+
+def distil_loss(lm, sites: dict[str, Tensor], teacher: dict[str, Tensor], batch: Batch) -> Tensor:
+    """KL(p || q) in nats for each token of y, of a batch of (source, y) ids -> (N,): q is what the LM says
+    behind the prefixes of `sites`, p what it says behind those of `teacher`, to which no gradient flows.
+
+    A teacher's prefix is a whole text, {"decoder": read_activations(lm, ids, len(ids))}: read once, spliced
+    in front of every row. (Context distillation; Eyuboglu et al. 2025 for long documents, "Cartridges".)
+    """
+    with torch.no_grad():
+        log_p = target_logits(lm, teacher, batch)[0].float().log_softmax(-1)  # (N, V)
+    log_q = target_logits(lm, sites, batch)[0].float().log_softmax(-1)
+    # Distillation: KL(p(y | text, x) || p(y | P_theta, x)) = sum_v p_v (log p_v - log q_v)
+    return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)
 
 
 @torch.no_grad()

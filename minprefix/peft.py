@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic.dataclasses import dataclass
 from safetensors.torch import save_file
 
-from minprefix.checks import LENIENT, InputError, build, read_json
+from minprefix.checks import LENIENT, InputError, build, read_json, read_path
 from minprefix.hub import read_safetensors
 from minprefix.layers import Size
 from minprefix.prefix import SavedPrefix
@@ -20,9 +20,12 @@ CONFIG, WEIGHTS, TENSOR = "adapter_config.json", "adapter_model.safetensors", "p
 
 @dataclass(frozen=True, config=LENIENT)
 class PeftConfig:
-    """What adapter_config.json must say; the MLP is never in the file, so prefix_projection is false."""
+    """What adapter_config.json must say; the MLP is never in the file, so prefix_projection is false.
 
-    peft_type: Literal["PREFIX_TUNING"]
+    A CARTRIDGE is a prefix that began as a text's activations, of which the first num_frozen_tokens stayed.
+    """
+
+    peft_type: Literal["PREFIX_TUNING", "CARTRIDGE"]
     task_type: Literal["CAUSAL_LM"]
     num_transformer_submodules: Literal[1]
     num_layers: Size
@@ -30,9 +33,14 @@ class PeftConfig:
     token_dim: Size
     num_virtual_tokens: Size
     encoder_hidden_size: int | None = None
-    prefix_projection: bool = False
+    prefix_projection: bool | None = None
     inference_mode: bool = True
     base_model_name_or_path: str | None = None
+    num_frozen_tokens: int | None = None
+
+    def __post_init__(self):
+        if not 0 <= (self.num_frozen_tokens or 0) <= self.num_virtual_tokens:
+            raise InputError(f"num_frozen_tokens {self.num_frozen_tokens} must be 0 to num_virtual_tokens")
 
 
 def from_peft(folder: str | Path) -> SavedPrefix:
@@ -42,7 +50,7 @@ def from_peft(folder: str | Path) -> SavedPrefix:
     base has no fingerprint, unless to_peft left it there: only shapes can tell a wrong model. InputError
     names what is missing, damaged or of another kind. Pickles (.bin) are not read: they can hold code.
     """
-    folder = Path(folder)
+    folder = read_path(folder)
     config = build(PeftConfig, read_json(folder / CONFIG), f"{folder / CONFIG}: ")
     tensors, facts = read_safetensors(folder / WEIGHTS)
     shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
@@ -52,7 +60,8 @@ def from_peft(folder: str | Path) -> SavedPrefix:
     base = {"name": config.base_model_name_or_path or "", "fingerprint": facts.get("base_fingerprint", "")}
     base["config"] = {"n_layer": config.num_layers, "n_head": config.num_attention_heads}
     content = {"method": "prefix", "sites": {"decoder": tensors[TENSOR]}, "positions": "shifted"}
-    content |= {"base": base, "config": {}, "metrics": {}, "data": "unknown, from a PEFT folder"}
+    kind = {"num_frozen_tokens": config.num_frozen_tokens} if config.peft_type == "CARTRIDGE" else {}
+    content |= {"base": base, "config": kind, "metrics": {}, "data": "unknown, from a PEFT folder"}
     return restore_prefix(content, f"{folder / WEIGHTS} is damaged, copy it again: ")
 
 
@@ -62,22 +71,26 @@ def to_peft(path: str | Path, folder: str | Path) -> None:
     An embedding-only prefix is stored as the P_theta that it computes, so it is one too. InputError if PEFT's
     format cannot say what is in the file, or if the folder exists or cannot be written.
     """
-    prefix, folder = load_prefix(path), Path(folder)
+    prefix, folder = load_prefix(path), read_path(folder)
     if set(prefix.sites) != {"decoder"} or prefix.positions != "shifted":
         what = f"method {prefix.method} at {', '.join(prefix.sites) or 'no site'}, {prefix.positions}"
         raise InputError(f"{path} is {what}: PEFT's format knows shifted ones before x in GPT-2 or Llama")
     if folder.exists():
         raise InputError(f"{folder} exists and is not overwritten: give another name")
     P_theta, base = prefix.sites["decoder"].contiguous(), prefix.base
-    config = {"peft_type": "PREFIX_TUNING", "task_type": "CAUSAL_LM", "num_transformer_submodules": 1}
+    config = {"task_type": "CAUSAL_LM", "num_transformer_submodules": 1}
     shape = base["config"]  # by the names of GPT-2, or of Llama
     layers = shape.get("n_layer") or shape.get("num_hidden_layers", 0)
     heads = shape.get("n_head") or shape.get("num_key_value_heads") or shape.get("num_attention_heads", 0)
     width = P_theta.shape[1] // (2 * layers or 1)  # of the keys in a layer
     config |= {"num_layers": layers, "num_attention_heads": heads, "token_dim": width}
-    config |= {"encoder_hidden_size": width, "num_virtual_tokens": len(P_theta)}
-    config |= {"base_model_name_or_path": base["name"]}
+    config |= {"num_virtual_tokens": len(P_theta), "base_model_name_or_path": base["name"]}
+    if "num_frozen_tokens" in prefix.config:
+        config |= {"peft_type": "CARTRIDGE", "num_frozen_tokens": prefix.config["num_frozen_tokens"]}
+    else:
+        config |= {"peft_type": "PREFIX_TUNING", "encoder_hidden_size": width, "prefix_projection": False}
     content = asdict(build(PeftConfig, config, f"{path} does not say its model's shape: "))
+    content = {key: value for key, value in content.items() if value is not None}  # the other type's keys
     with refuse_to_write(folder), TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as home:
         part = Path(home) / folder.name
         part.mkdir()

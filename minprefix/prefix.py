@@ -86,7 +86,8 @@ def check_floats(tensor: Tensor) -> Tensor:
     # A tensor of strides 0 shows one stored number a million times.
     dense = tensor.layout == torch.strided and not tensor.is_meta and tensor.dtype in FLOATS
     stored = dense and 0 < tensor.nbytes <= tensor.untyped_storage().nbytes()
-    if not stored or not tensor.isfinite().all():
+    # float64 holds any sum of smaller ones
+    if not stored or not tensor.sum(dtype=torch.float64).isfinite():
         raise ValueError("must hold finite floats")
     return tensor
 
@@ -140,6 +141,14 @@ def pack(cache: Cache) -> Tensor:
 def read_activations(lm, ids: list[int], length: int, site: str = "decoder") -> Tensor:
     """Sec. 7.4: what the LM computes for real words, repeated to a length -> P_theta (length, 2·L·C)."""
     return compute_activations(lm, embed_words(lm, ids, length), site).detach().float()
+
+
+def spread_activations(lm, ids: list[int], length: int, site: str = "decoder") -> Tensor:
+    """As read_activations, of `length` of a text's tokens, each so many-th one, moved together."""
+    P_text = read_activations(lm, ids, len(ids), site)
+    slots = torch.arange(length, device=P_text.device)
+    chosen = slots * len(ids) // length
+    return lm.move(P_text[chosen], slots - chosen)  # by so many positions
 
 
 def compute_activations(lm, embeds: Tensor, site: str = "decoder") -> Tensor:

@@ -7,8 +7,9 @@ import contextlib
 import io
 import itertools
 import os
+import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.distributed as dist
@@ -39,6 +40,26 @@ def join() -> Iterator[None]:
         if store.add("ended", 1) > 1:  # another rank has said why
             raise SystemExit(getattr(error, "code", 2)) from None
         raise
+
+
+@contextlib.contextmanager
+def stop_together() -> Iterator[Callable[[], bool]]:
+    """Yields what tells after each step whether Ctrl-C or a kill came to any rank in it: all finish the step
+    at hand, and none waits for another's next one.
+    """
+    came: list = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    old = [signal.signal(number, lambda *what: came.append(what)) for number in numbers]
+
+    def must_stop() -> bool:
+        add([count := torch.tensor(len(came))])
+        return bool(count)
+
+    try:
+        yield must_stop
+    finally:
+        for number, handler in zip(numbers, old):
+            signal.signal(number, handler)
 
 
 def is_first() -> bool:

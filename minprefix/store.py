@@ -11,22 +11,24 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
-from minprefix.checks import InputError, build, explain
-from minprefix.prefix import SavedPrefix
+from minprefix.checks import InputError, build, explain, read_path
+from minprefix.prefix import FLOATS, SavedPrefix
 
 FORMAT = "minprefix/1"
+ELSEWHERE = "make room or choose another place for it"
+FULL = "make room, then resume or start again"  # for what stands beside a run's other files
 
 
-def refuse_to_write(path: Path) -> contextlib.AbstractContextManager:
+def refuse_to_write(path: Path, advice: str = ELSEWHERE) -> contextlib.AbstractContextManager:
     """Within it, what the system refuses is an InputError about this file or folder."""
-    return explain(OSError, f"{path} cannot be written", "choose another place for it")
+    return explain(OSError, f"{path} cannot be written", advice)
 
 
-def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: str | Path, write: Callable[[Path], None], advice: str = ELSEWHERE) -> None:
     """`write(temporary)`, then rename to `path`: there never is half a file. InputError if this fails."""
-    path = Path(path)
+    path = read_path(path)
     temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
-    with refuse_to_write(path):
+    with refuse_to_write(path, advice):
         try:
             write(temporary)
             with open(temporary, "rb+") as file:  # Windows syncs only what is open for writing
@@ -67,6 +69,8 @@ def save_prefix(obj: SavedPrefix, path: str | Path, dtype: torch.dtype | None = 
 
     dtype: of the stored numbers, such as torch.float16 for half the bytes; None leaves them as they are.
     """
+    if not isinstance(obj, SavedPrefix) or dtype not in (None, *FLOATS):
+        raise InputError(f"{type(obj).__name__} as {dtype} cannot be saved: give a SavedPrefix and a dtype")
     content = {"format": FORMAT, **vars(obj)}
     for key in ("sites", "tensors"):  # copies, because torch.save writes all of what a slice is a view of
         content[key] = {
@@ -83,7 +87,7 @@ def save_prefix(obj: SavedPrefix, path: str | Path, dtype: torch.dtype | None = 
 
 def load_prefix(path: str | Path) -> SavedPrefix:
     """Reads a .pt file -> its P_theta as floats, on the CPU. InputError if it is damaged, foreign or code."""
-    content = read_pt(Path(path))
+    content = read_pt(read_path(path))
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
         raise InputError(f"{path} is not a prefix of format {FORMAT}: give a file that train.py wrote")
     return restore_prefix(content, f"{path} is a damaged prefix file, train or copy it again: ")
@@ -95,13 +99,17 @@ def restore_prefix(content: dict, place: str) -> SavedPrefix:
     return replace(saved, sites={site: P_theta.float() for site, P_theta in saved.sites.items()})
 
 
-def read_pt(path: Path) -> object:
-    """The tensors and plain values in a .pt file; InputError if it is damaged or holds code (never run)."""
+def read_pt(path: Path, allow_old: bool = False) -> object:
+    """The tensors and plain values in a .pt file; InputError if it is damaged or holds code (never run).
+
+    allow_old: a file without a zip archive's frame, as before PyTorch 1.6, will do.
+    """
     # damaged files fail in many ways
     with explain(Exception, f"{path} is missing, damaged or no .pt file", "train or copy it again"):
-        with zipfile.ZipFile(path) as file:  # unlike torch's own, a compressed one may unpack to any size
-            if sum(info.file_size for info in file.infolist()) > path.stat().st_size:
-                raise ValueError("it would unpack to more than its size")
+        if not allow_old or zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as file:  # unlike torch's own, a compressed one may unpack to any size
+                if sum(info.file_size for info in file.infolist()) > path.stat().st_size:
+                    raise ValueError("it would unpack to more than its size")
         try:
             return torch.load(path, weights_only=True, map_location="cpu")
         except pickle.UnpicklingError:  # whose own advice is to run the code

@@ -34,6 +34,9 @@ STRANGE |= {"continuing_subword_prefix", "end_of_word_suffix", "split_special_to
 STRANGE |= {"add_prefix_space", "add_bos_token", "add_eos_token"}
 MANY = 100_000  # white space in a row, far below what overflows the stack of tiktoken's regular expressions
 WHITE = "".join(char for char in map(chr, range(0x3001)) if char.isspace() and char not in "\x1c\x1d\x1e\x1f")
+# Some 10,000 characters up to white space, or all. White space begins a piece where another character stands
+# before it: a text that is cut there keeps its ids.
+PART = re.compile(f"(?s:.{{10000}}.*?[^{WHITE}](?=[{WHITE}])|.+)")
 
 
 class Tokenizer:
@@ -52,14 +55,18 @@ class Tokenizer:
         ranks = {to_bytes(token): rank for rank, token in enumerate(tokens)}
         self.bpe = tiktoken.Encoding("", pat_str=pieces, mergeable_ranks=ranks, special_tokens={})
         self.pieces = regex.compile(pieces)
+        self.can_cut = set(WHITE).isdisjoint("".join(self.added))
         longest_first = sorted(filter(None, self.added), key=len, reverse=True)
         self.finder = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
     def encode(self, text: str) -> list[int]:
         """The ids of `text`, none added; a literal `<|endoftext|>` or `</s>` in it is the special token.
 
-        A token with lstrip, as BART's `<mask>` may be, takes in the white space before it.
+        A token with lstrip, as BART's `<mask>` may be, takes in the white space before it. InputError if
+        `text` is none.
         """
+        if not isinstance(text, str):
+            raise InputError(f"a text is {reprlib.repr(text)}: it must be a string")
         ids, start = [], 0
         for match in self.finder.finditer(text):
             before = text[start : match.start()]
@@ -67,6 +74,15 @@ class Tokenizer:
             ids.append(self.added[match[0]])
             start = match.end()
         return ids + self._encode_plain(text[start:])
+
+    def encode_first(self, text: str, count: int) -> list[int]:
+        """The first `count` ids of `text`, of which no more is read than they need."""
+        ids: list[int] = []
+        for part in PART.finditer(text) if self.can_cut else ([text],):
+            ids += self.encode(part[0])
+            if len(ids) >= count:
+                break
+        return ids[:count]
 
     def _encode_plain(self, text: str) -> list[int]:
         """tiktoken finds the pieces and merges their bytes; or merges only, where it cannot find them.
@@ -82,7 +98,9 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; bytes that are not UTF-8 become U+FFFD, and an id without a token nothing."""
-        return b"".join(self.bytes_of_id.get(int(id), b"") for id in ids).decode("utf-8", errors="replace")
+        with explain((TypeError, ValueError), "what should be decoded is no list of ids", "give one"):
+            found = b"".join(self.bytes_of_id.get(int(id), b"") for id in ids)
+        return found.decode("utf-8", errors="replace")
 
 
 def to_bytes(token: str) -> bytes:
@@ -104,7 +122,7 @@ def load_tokenizer(folder: str | Path, special: tuple[str, ...] = GPT2_SPECIAL) 
         parts = read_json(path) if path.exists() else read_older_files(folder, config, special)
         pieces = check_parts(folder, parts, config, "<s>" in special)
         model, added = parts["model"], parts["added_tokens"]
-        check_ids(folder, [*model["vocab"].items(), *((token["content"], token["id"]) for token in added)])
+        check_tokens(folder, [*model["vocab"].items(), *((token["content"], token["id"]) for token in added)])
         return Tokenizer(model, check_merges(folder, model["merges"], model["vocab"]), added, pieces)
 
 
@@ -146,19 +164,15 @@ def check_parts(folder: Path, parts: dict, config: dict, is_bart: bool) -> str:
     if framer["type"] != "ByteLevel" and len(framer.get("single", "")) != 1 and not is_bart:
         strange["post_processor"] = framer  # puts tokens around a text; BART's encode_source does that itself
     for key, value in strange.items():
-        raise InputError(
-            f"{folder}: the tokenizer's {key} is {reprlib.repr(value)}: take a checkpoint without it"
-        )
+        raise InputError(f"{folder}: the tokenizer's {key} is {reprlib.repr(value)}: take one without it")
     return DIGIT_PIECES if DIGITS in steps else r50k_pat_str
 
 
-def check_ids(folder: Path, pairs: list[tuple[str, int]]) -> None:
+def check_tokens(folder: Path, pairs: list[tuple[str, int]]) -> None:
     tokens = {}
     for token, id in pairs:
         if type(id) is not int or id < 0 or tokens.setdefault(id, token) != token:
-            raise InputError(
-                f"{folder}: token {token!r} has id {id!r}; each needs its own, a number from 0 on"
-            )
+            raise InputError(f"{folder}: token {token!r} has id {id!r}; each needs its own, from 0 on")
 
 
 def check_merges(folder: Path, merges: list, vocab: dict[str, int]) -> list[tuple[str, str]]:

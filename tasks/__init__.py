@@ -109,10 +109,13 @@ def choose_presets(base) -> dict:
     return task.decoding | task.mini | {"lr": MINI_RATES[method]} | steps
 
 
-def find_files(dataset: str, data: str = "auto", keys: tuple[str, str] = ("", "")) -> DataFiles:
+def find_files(
+    dataset: str, data: str = "auto", keys: tuple[str, str] = ("", ""), download: bool = True
+) -> DataFiles:
     """The files of every split. `data` is "auto" (the data folder, else download, else bundled sample),
     "download", "sample", or a folder with the files; for pairs also one file. `keys`: what pairs' source and
-    target are called, if not as usual. Raises InputError where that cannot be met."""
+    target are called, if not as usual. download=False: auto uses no network. Raises InputError where that
+    cannot be met."""
     task = find_task(dataset)
     if any(keys) and not task.splits:
         raise InputError(
@@ -124,7 +127,11 @@ def find_files(dataset: str, data: str = "auto", keys: tuple[str, str] = ("", ""
         return _find_given(task, Path(data), keys)
     home = data_folder() / task.name.partition("-")[0]
     try:
-        return (data == "auto" and _look_in(task, home, keys)) or _download(task, home)
+        if data == "auto" and (files := _look_in(task, home, keys)):
+            return files
+        if data == "auto" and not download:
+            return _find_sample(task, f"for {home} has no complete set")
+        return _download(task, home)
     except (OSError, http.client.HTTPException) as error:
         if data == "download":
             raise InputError(f"{error}; {ADVICE}") from None

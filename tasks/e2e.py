@@ -12,7 +12,7 @@ from tasks.rows import read_rows, tidy
 
 KEYS = ("name", "Type", "food", "price", "customer rating", "area", "family friendly", "near")
 RENAMED = {"eatType": "Type", "priceRange": "price", "familyFriendly": "family friendly"}  # official -> ours
-IGNORED = ("", "ref", "references")
+IGNORED = ("ref", "references")
 # key[value]; a value may hold commas. A + behind a + never gives back: odd texts take no longer than others.
 ATTRIBUTE = r"\s*+([^\[\],]++)\[([^\[\]]++)\]\s*+(?:,|$)"
 
@@ -30,9 +30,9 @@ def linearise(row: dict) -> str:
     """The source for a row with an mr, or with E2E's official or our keys; empty values and references are
     left out. ValueError for an unknown key and for a value that is neither text nor a number."""
     filled = [(key, value) for key, value in row.items() if value is not None and str(value).strip()]
-    given = refuse_twins(
-        [(RENAMED.get(key, key), value) for key, value in filled if key.lower() not in IGNORED]
-    )
+    filled = [(key, value) for key, value in filled if key or not str(value).isdigit()]  # pandas' numbers
+    ours = [(RENAMED.get(key, key), value) for key, value in filled if key.lower() not in IGNORED]
+    given = refuse_twins(ours)
     if [key.lower() for key in given] == ["mr"]:
         return parse_mr(*given.values())
     if unknown := [key for key in given if key not in KEYS]:

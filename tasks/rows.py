@@ -116,6 +116,8 @@ def make_each(make: Callable, rows: Iterable[tuple[str, object]]) -> list:
     records = []
     for place, row in rows:
         with blame(place):
+            if row is None or isinstance(row, list | int | float):
+                raise ValueError(f"{repr(row)[:100]} stands where a record should")
             records.append(make(row))
     return [record for record in records if record]
 

@@ -6,8 +6,10 @@ import os
 import resource
 import signal
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import torch
 
@@ -64,6 +66,25 @@ def kill_before(number: int, folder: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(watch)
+
+
+def run_train_for(count: int, part: float, arguments: list[str]) -> None:
+    """Killed by the kernel behind so many of the log's lines and the texts' tokens, and so large a part of
+    the time that the last one took.
+    """
+    times: list[float] = []
+
+    def watch(*_: object) -> object:
+        times.append(time.monotonic())
+        if len(times) == count + 1:
+            took = times[-1] - times[-2] if count > 1 else 0  # the first one took all of the start
+            signal.setitimer(signal.ITIMER_REAL, part * took + 1e-6)  # 0 would be never
+        return mock.DEFAULT  # go on to the function itself
+
+    for module, name in ((train, "append_line"), (sys.modules["minprefix.generate"], "predict")):
+        setattr(module, name, mock.Mock(wraps=getattr(module, name), side_effect=watch))
+    watch()
+    run_train(arguments)
 
 
 def run_train_to_half_a_save(number: int, arguments: list[str]) -> None:

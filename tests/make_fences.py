@@ -167,7 +167,8 @@ def measure_presets() -> dict:
 
 def list_arguments(name: str) -> list[str]:
     """Of the training of a .pt file, begun where its model and data are. Later keys win."""
-    return [f"model={name.partition('-')[0]}", *TABLE["common"], *TABLE["runs"][name], f"out={name}.pt"]
+    settings = [f"model={name.partition('-')[0]}", *TABLE["common"], *TABLE["runs"][name], f"out={name}.pt"]
+    return [f"{key}={value}" for key, value in dict(text.split("=", 1) for text in settings).items()]
 
 
 def ask(name: str) -> dict:

@@ -11,6 +11,7 @@ import torch
 from minprefix.bart import BART, BARTConfig
 from minprefix.cache import Cache
 from minprefix.gpt2 import GPT2, GPT2Config
+from minprefix.layers import Checkpoint
 from minprefix.prefix import SavedPrefix, choose_sites, compute_activations
 from minprefix.tokenizer import BART_SPECIAL, BYTE_OF_CHAR
 
@@ -65,7 +66,9 @@ BATCHES = {  # (source, y) with what each model puts around them
 def as_transformers(lm: GPT2 | BART):
     """The same model as transformers'."""
     transformers = pytest.importorskip("transformers", reason="transformers is a test dependency")
-    settings = {key: value for key, value in asdict(lm.config).items() if key not in ("name", "fingerprint")}
+    settings = asdict(lm.config)
+    for ours_alone in ("name", "fingerprint", "further_ends"):
+        del settings[ours_alone]
     ours = dict(lm.state_dict())
     if isinstance(lm, GPT2):
         settings |= dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0) | {"pad_token_id": 0}
@@ -116,7 +119,7 @@ class Table:
     def __init__(self, table: list[list[float]]):
         self.log_p = torch.tensor(table).log()
         self.wte = SimpleNamespace(weight=torch.zeros(len(table), 1))
-        self.config = SimpleNamespace(eos_token_id=0, n_positions=999, vocab_size=len(table))
+        self.config = SimpleNamespace(**vars(Checkpoint()), n_positions=999, vocab_size=len(table))
 
     def split(self, source):
         return source[:-1], source[-1:]

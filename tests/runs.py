@@ -30,8 +30,13 @@ def make_folder(tiny_folder: Path, home: Path) -> Path:
     return home
 
 
+def merge(*settings: str) -> list[str]:
+    """Each key once, with the value that came last: train.py refuses a key that is there twice."""
+    return [f"{key}={value}" for key, value in dict(text.split("=", 1) for text in settings).items()]
+
+
 def settings_for(folder: Path, out: object, *more: str) -> list[str]:
-    return [*QUICK, f"model={folder / 'model'}", f"data={folder / 'data'}", f"out={out}", *more]
+    return merge(*QUICK, f"model={folder / 'model'}", f"data={folder / 'data'}", f"out={out}", *more)
 
 
 def stop_in_evaluation(arguments: list[str]) -> None:

@@ -22,13 +22,13 @@ from safetensors.torch import load_file, save_file
 
 import sample
 import train
-from minprefix import InputError, generate, load_lm, load_prefix, save_prefix
+from minprefix import InputError, from_peft, generate, load_lm, load_prefix, save_prefix, to_peft
 from minprefix.methods import make_theta
 from tests.runs import ROOT, make_folder, stop_in_evaluation
 
 COMMANDS = {"train": train.main, "sample": sample.main}
-SAMPLE = "sample --prefix good.pt --input in.txt --beams 2 --max-new-tokens 4"
-DESCRIBE = "sample --prefix good.pt --records 1 --beams 2 --max-new-tokens 4"
+SAMPLE = "sample --prefix good.pt --input in.txt"
+DESCRIBE = "sample --prefix good.pt"
 TRAIN = "train model=model data=data batch_size=4 lr=0.01 prefix_len=3 mlp_hidden=0 max_steps=2 eval_limit=1"
 TRAIN += " beams=2 max_new_tokens=4 out=new.pt"
 WEIGHTS, CONFIG = "model/model.safetensors", "model/config.json"
@@ -140,7 +140,7 @@ TYPED = tomllib.loads((ROOT / "tests/data/bad_input.toml").read_text())
 # --- the table: {what is wrong: (what spoils the folder, words of the message)} ---
 
 LN, MAP = "transformer.ln_f.bias", "transformer.h.0.attn.c_attn.weight"
-NO_FLOATS = "ln_f.bias does not hold finite floats"
+NO_FLOATS = "ln_f.bias is damaged (must hold finite floats)"
 WEIGHTS_ROWS = {
     "missing": (Path(WEIGHTS).unlink, "missing or damaged"),
     "a folder": (do(make_directory, WEIGHTS), "missing or damaged"),
@@ -170,7 +170,7 @@ CONFIG_ROWS = {
 }
 for text in ("", "{", "[]", "null", "[" * 100_000, '{"n_layer": ' + "9" * 5000 + "}", b"\xff\xfe{\0}\0"):
     CONFIG_ROWS[f"{text[:9]!r}"] = (do(put, CONFIG, text), "config.json")
-for key in ("model_type", "vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
+for key in ("model_type", "vocab_size", "n_embd", "n_layer", "n_head"):
     CONFIG_ROWS[f"{key} absent"] = (do(edit_json, CONFIG, **{key: None}), key)
 for key, value in ((key, value) for key, values in TYPED["config"].items() for value in values):
     CONFIG_ROWS[f"{key} {value!r}"] = (do(edit_json, CONFIG, **{key: value}), key)
@@ -248,10 +248,12 @@ INPUT_ROWS = {
     "a long record": (do(put, "in.txt", "name : B\nname : " + "A" * 600), "source 2 needs"),
 }
 
+NO_BEST = ({"step": 99}, {"step": "one"}, {"dev_loss": "low"}, {"theta": {"decoder.P": torch.ones(3, 31)}})
 STATES = {  # what its parts cannot be
     "theta": [{}, [1], {"decoder.P": torch.ones(3, 31)}, {"decoder.P": torch.ones(3, 32) * nan}],
     "optimizer": [{}, {"state": {0: {"step": torch.tensor(1.0)}}}],
     "step": [-1, "two", 10**9, torch.ones(3)],
+    "best": [[1], {}, *({"step": 1, "dev_loss": 1.0, "theta": {}} | bad for bad in NO_BEST)],
     "config": [[]],
     "format": ["minprefix-state/9"],
     "mlp": [1],
@@ -287,9 +289,13 @@ def name_rows(group: str, command: str, rows: dict) -> list:
 
 
 def name_typed(group: str, command: str) -> list:
-    """The same for what stands behind a command: nothing is spoilt."""
-    rows = TYPED[group]
-    return [pytest.param(None, f"{command} {more}", rows[more], id=f"{group} {more!r}") for more in rows]
+    """The same for what stands behind a command, in place of a key that it has: nothing is spoilt."""
+    table = []
+    for more, words in TYPED[group].items():
+        keys = {word.partition("=")[0] for word in shlex.split(more) if "=" in word}
+        kept = [word for word in command.split() if word.partition("=")[0] not in keys]
+        table.append(pytest.param(None, " ".join([*kept, more]), words, id=f"{group} {more!r}"))
+    return table
 
 
 TABLE = [
@@ -343,6 +349,60 @@ CALLS = {
     "model cannot be written": lambda lm: save_prefix(load_prefix("good.pt"), "model"),
     "gone/a.pt cannot be written": lambda lm: save_prefix(load_prefix("good.pt"), "gone/a.pt"),
 }
+# The public functions, arguments that are right, and what else each may not be.
+PUBLIC = {
+    load_lm: {"folder_or_hub_id": "model", "dtype": torch.float32, "device": "cpu"},
+    load_prefix: {"path": "good.pt"},
+    save_prefix: {"obj": None, "path": "new.pt", "dtype": None},
+    to_peft: {"path": "good.pt", "folder": "new"},
+    from_peft: {"folder": "peft"},
+    generate: {"sources": [[5]], "prefix": None, "banned": (), "batch_size": 2},
+}
+ODD = [3, 1.5, b"a", {}, {"a": 1}, [3], [None], torch.ones(2), torch.ones(1, 2).long(), object(), load_lm]
+ODD_VALUES = {
+    "dtype": ["float32", torch.int8, torch.float8_e4m3fn, "", 0, *ODD],
+    "device": ["abacus", "meta", "cuda:99", -1, *ODD],
+    "banned": [None, [-1], [257], (0, 10**9), "ab", [1.0], [True], {3}, 0, *ODD[:4], *ODD[6:]],
+    "batch_size": [0, -1, None, True, 2.0, "2", *ODD[1:]],
+    "prefix": [
+        "",
+        "good.pt",
+        Path("good.pt"),
+        0,
+        False,
+        (),
+        [],
+        [None, None],
+        {},
+        [{}],
+        ["good.pt"],
+        *ODD[:6],
+        *ODD[7:],
+    ],
+    "sources": [
+        None,
+        [5],
+        [[]],
+        [[257]],
+        [[-1]],
+        [["5"]],
+        [[True]],
+        [[[5]]],
+        "ab",
+        [None],
+        (),
+        ((5,),),
+        *ODD,
+    ],
+    "obj": [None, "good.pt", *ODD],
+}
+CASES = [
+    # The same name in every process: no address.
+    pytest.param(function, name, value, id=f"{function.__name__} {name} {value!r}".partition(" at 0x")[0])
+    for function, given in PUBLIC.items()
+    for name in given
+    for value in ODD_VALUES.get(name, [None, "", *ODD])
+]
 
 
 @pytest.mark.parametrize("words", CALLS)
@@ -352,6 +412,37 @@ def test_a_bad_call_is_an_input_error(words, scratch):
         CALLS[words](lm)
     assert_one_sentence(str(refused.value), words)
     assert take_digests(scratch) == before
+
+
+@pytest.fixture(scope="module")
+def called(good, tmp_path_factory) -> tuple:
+    """A folder to work in with a PEFT folder, its model and its prefix."""
+    home = shutil.copytree(good, tmp_path_factory.mktemp("called"), dirs_exist_ok=True)
+    to_peft(home / "good.pt", home / "peft")
+    return home, load_lm(home / "model")[0], load_prefix(home / "good.pt")
+
+
+@pytest.mark.parametrize(("function", "name", "value"), CASES)
+def test_an_argument_of_another_kind_is_an_input_error(function, name, value, called, monkeypatch):
+    home, lm, prefix = called
+    monkeypatch.chdir(home)
+    given = PUBLIC[function] | {"obj": prefix} if function is save_prefix else PUBLIC[function]
+    before, first = take_digests(home), (lm,) if function is generate else ()
+    with pytest.raises(InputError) as refused:
+        function(*first, **given | {name: value})
+    assert_one_sentence(str(refused.value), "")
+    assert take_digests(home) == before
+
+
+def test_a_tokenizer_says_what_it_does_not_read(called):
+    tokenizer = load_lm(called[0] / "model")[1]
+    for value in (None, b"a", 3, ["a"]):
+        with pytest.raises(InputError, match="must be a string"):
+            tokenizer.encode(value)
+    for value in (None, 3, "a", ["a"], [[3]], [None]):
+        with pytest.raises(InputError, match="no list of ids"):
+            tokenizer.decode(value)
+    assert tokenizer.decode(torch.tensor([66, 67])) == tokenizer.decode((66, 67))
 
 
 # --- the commands themselves, as processes ---

@@ -15,6 +15,7 @@ from minprefix.config import Config, parse_config, restore_config
 from minprefix.generate import Decoding
 from minprefix.prefix import SITES
 from tasks import choose_presets
+from tests.models import Table
 from tests.runs import ROOT
 
 DECODING = [field.name for field in dataclasses.fields(Decoding)]
@@ -69,7 +70,7 @@ def test_what_is_given_goes_before_every_preset():
     given = {"lr": 0.5, "epochs": 7, "max_source": 30, "beams": 2, "sites": "decoder+cross"}
     config = parse("dataset=xsum", *(f"{name}={value}" for name, value in given.items()))
     assert {name: getattr(config, name) for name in given} == given
-    assert parse("--beams=2", "beams=3").beams == 3
+    assert parse("--beams=2").beams == 2
     assert parse("mlp_hidden=0").lr > parse().lr and Config().lr == 5e-5  # the paper's default
 
 
@@ -103,21 +104,33 @@ def test_a_training_s_settings_hold_those_of_decoding():
 
 def test_generate_takes_the_fields_of_decoding_alone():
     with pytest.raises(InputError, match="unknown key 'beam'; did you mean 'beams'"):
-        generate(None, [[1]], beam=3)
+        generate(Table([[1.0]]), [[0]], beam=3)
+
+
+@pytest.mark.parametrize("name", ["gpt2-bf16", "gpt2-prefix"])
+def test_settings_of_an_older_version_say_the_same_in_new_words(name):
+    old = load_prefix(next(path for path in FILES if path.stem == name)).config
+    config = restore_config(old)
+    assert (config.dtype, config.keep) == ("bfloat16" if old["bf16"] else "float32", "last")
+    assert restore_config(dataclasses.asdict(config)) == config
+    assert restore_config(dataclasses.asdict(parse("keep=best", "dtype=auto"))).keep == "best"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_a_file_of_the_first_layout_gives_sample_its_settings(path, monkeypatch):
     """Also where it lacks keys that came later; a flag goes before them."""
     monkeypatch.chdir(ROOT / "tests/data/fences")
-    asked = []
-    monkeypatch.setattr(sample, "generate_texts", lambda *given: asked.append(given) or [""] * len(given[2]))
+    asked, limits = [], set()
+    monkeypatch.setattr(sample, "encode_source", lambda *given: limits.add(given[3]) or [5])
+    monkeypatch.setattr(
+        sample, "generate_texts", lambda *given, **_: asked.append(given) or [""] * len(given[2])
+    )
     kept = load_prefix(path).config
     expected = vars(Decoding()) | {name: kept[name] for name in DECODING if name in kept}
     for flags, changes in (([], {}), (["--beams", "7"], {"beams": 7})):
         asked.clear()
         sample.main(["--prefix", str(path), "--input", "lines.txt", *flags])
-        assert asked[0][4] == expected | changes and kept["max_source"] in asked[0]
+        assert asked[0][4] == expected | changes and limits == {kept["max_source"]}
 
 
 # --- checks.py ---

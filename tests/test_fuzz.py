@@ -4,10 +4,12 @@ The examples are the same in each run; MINPREFIX_FUZZ=1000 tries so many of each
 files is mutated in test_tasks.py.
 """
 
+import itertools
 import json
 import os
 import shutil
 import string
+import time
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,7 @@ import sample
 from minprefix import InputError, load_lm, load_prefix, save_prefix
 from minprefix.config import Config, parse_config
 from minprefix.prefix import SavedPrefix
-from tasks import choose_presets
+from tasks import choose_presets, find_task, parse_input
 
 fuzz = settings(
     max_examples=int(os.environ.get("MINPREFIX_FUZZ", "60")),
@@ -101,6 +103,59 @@ def test_a_mutated_input_of_sample(edits, folder):
     if out.exists():
         assert all(json.loads(line)["source"].strip() for line in out.read_text().splitlines())
         out.unlink()
+
+
+# What stands around a long text: in each kind of file as it should be, and where it should not.
+FRAMES = {
+    "in.txt": ["{}", "name : {}", "name[{}]", "{}[A]", "name[A], {}", "name[A]\n{}\n"],
+    "in.json": ['{{"name": "{}"}}', '{{"{}": "A"}}', "[{}]", '[{{"name": "A"}}, {}', "{}", '{{"name": {}}}'],
+    "in.jsonl": ['{{"name": "A"}}\n{}', '{{"name": "{}"}}', '{{"name": "A", "{}": 1}}\n', "{}"],
+    "in.csv": ["name\n{}", 'name\n"{}"', "{}\nA", "name,food\nA,{}\n", 'name\n"{}', 'name\nA\n"B"{}'],
+}
+UNITS = [
+    "a",
+    "1",
+    " ",
+    "\n",
+    " \n",
+    "(",
+    "[",
+    "{",
+    "]",
+    "}",
+    "'",
+    '"',
+    ",",
+    "|",
+    ":",
+    "é",
+    "a ",
+    "[]",
+    '",',
+    "\\",
+    "-",
+]
+UNITS += [
+    "a[b], ",
+    '{"name": "A"}\n',
+    '{"name": "A"},',
+    "A,B\n",
+    "name : A | ",
+    '"a": 1, ',
+    "name[A]\n",
+    "a-b--",
+]
+
+
+@pytest.mark.parametrize("dataset", ["e2e", "xsum"])
+@pytest.mark.parametrize("name", FRAMES)
+def test_reading_takes_time_in_proportion_to_the_text(name, dataset):
+    """A million characters of anything are read in seconds; where time grew with their square, in hours."""
+    for unit, frame in itertools.product(UNITS, FRAMES[name]):
+        text, began = frame.format(unit * (1_000_000 // len(unit))), time.process_time()
+        read_or_refuse(parse_input, text, name, find_task(dataset))
+        took = time.process_time() - began
+        assert took < 20, f"{unit!r} in {frame!r} took {took:.0f} s"
 
 
 WORDS = st.sampled_from(["", "0", "-1", "1e400", "nan", "٣", "1_0", "9" * 5000, "true", "a.pt", "\ud800"])

@@ -3,19 +3,36 @@
 import dataclasses
 import functools
 import json
+import shutil
+import warnings
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import sample
-from minprefix import InputError, generate, load_lm, load_prefix, save_prefix
+from minprefix import InputError, generate, hub, load_lm, load_prefix, save_prefix
 from minprefix.bart import BART
 from minprefix.cache import pad_right
+from minprefix.generate import list_ends
 from minprefix.methods import collapse
 from minprefix.texts import generate_texts
 from tests.conftest import BUNDLED, assert_close, continue_from, pad_left, random_sources, train_steps
-from tests.models import MODELS, SHAPES, Table, as_transformers, both_models, make_gpt2, make_prefix
+from tests.models import (
+    MODELS,
+    SHAPES,
+    Table,
+    as_transformers,
+    both_models,
+    make_gpt2,
+    make_prefix,
+    save_checkpoint,
+)
+
+transformers = pytest.importorskip("transformers", reason="transformers is a test dependency")
 
 # --- against transformers ---
 
@@ -42,6 +59,7 @@ PENALTIES = [dict(length_penalty=alpha) for alpha in (0.0, 0.8, 1.0, 2.0)]
 CUT, XSUM = dict(min_new_tokens=6, banned=(3, 7, 11)), dict(min_new_tokens=6, no_repeat_ngram_size=2)
 CASES = [(model, options) for model in MODELS for options in [*PENALTIES, CUT]]
 CASES += [("BART that forces", PENALTIES[i] | XSUM | dict(early_stopping=i > 1)) for i in (1, 2, 3)]
+CASES += [("GPT-2", options | dict(early_stopping="never")) for options in PENALTIES[:3]]
 
 
 @pytest.mark.parametrize(("model", "options"), CASES)
@@ -66,6 +84,106 @@ def test_the_bundled_model_writes_what_it_writes_in_transformers():
         options = dict(max_new_tokens=20, length_penalty=length_penalty)
         expected = generate_theirs(lm, sources, theirs, beams, **options)
         assert generate(lm, sources, beams=beams, **options) == expected
+
+
+# --- what a checkpoint's own files wish for generation ---
+
+IDS = st.integers(0, 299)
+FRAMES = {"bos_token_id": 0, "decoder_start_token_id": 2}
+WISHES = {
+    "suppress_tokens": st.lists(st.integers(1, 150) | st.just(999), max_size=99),
+    "forced_eos_token_id": st.integers(151, 299),
+    "early_stopping": st.sampled_from([False, True, "never"]),
+}
+OWN = WISHES | {"no_repeat_ngram_size": st.integers(0, 3), "forced_bos_token_id": st.integers(151, 299)}
+OPTIONS = {"min_new_tokens": st.integers(0, 6), "length_penalty": st.sampled_from([0.0, 1.0, 2.0])}
+
+
+@pytest.fixture(scope="module")
+def wishers(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("wishes")
+    for model, make in MODELS.items():
+        save_checkpoint(folder / model, make(vocab_size=300, **({"n_embd": 16} if model == "GPT-2" else {})))
+    return folder
+
+
+@both_models
+@given(data=st.data())
+@settings(max_examples=20, deadline=None)
+def test_what_a_checkpoint_wishes_is_done_as_by_transformers(model, data, wishers):
+    """Whether generation_config.json says it or, as in old folders, config.json."""
+    folder, kind = wishers / model, {"GPT-2": "CausalLM", "BART": "Seq2SeqLM"}[model]
+    ends = data.draw(IDS | st.lists(IDS, min_size=1, max_size=40, unique=True))
+    wishes = data.draw(st.fixed_dictionaries({}, optional=WISHES if model == "GPT-2" else OWN))
+    wishes |= FRAMES | {"eos_token_id": ends}
+    options = data.draw(st.fixed_dictionaries({}, optional=OPTIONS)) | {"max_new_tokens": 10}
+    beams, is_old = data.draw(st.sampled_from([1, 3])), data.draw(st.booleans())
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps(wishes))
+    if is_old:
+        (folder / "generation_config.json").unlink()
+        (folder / "config.json").write_text(json.dumps(config | wishes))
+    try:
+        lm, _ = load_lm(folder)
+        theirs = getattr(transformers, f"AutoModelFor{kind}").from_pretrained(folder, dtype=torch.float32)
+    finally:
+        (folder / "config.json").write_text(json.dumps(config))
+    x, own = (
+        random_sources(data.draw(st.integers(0, 99)), 1, 300)[0],
+        {"num_beams": beams, "do_sample": False},
+    )
+    own["attention_mask"] = torch.ones(1, len(x)).long()
+    out = theirs.generate(torch.tensor([x]), pad_token_id=1, **own, **options)[0]
+    y = out[1 if model == "BART" else len(x) :].tolist()
+    end = next((i for i, token in enumerate(y) if token in list_ends(lm.config)), len(y))
+    assert generate(lm, [x], beams=beams, **options)[0] == y[:end]
+
+
+@pytest.fixture
+def say(wishers, tmp_path):
+    """Puts wishes into one of the two files, without the other -> what is said of them, a line or nothing."""
+    folder = shutil.copytree(wishers / "GPT-2", tmp_path / "a")
+    config = json.loads((folder / "config.json").read_text())
+
+    def load_with(place: str, wishes: dict) -> str:
+        (folder / "generation_config.json").unlink(missing_ok=True)
+        (folder / place).write_text(json.dumps(config | wishes if place == "config.json" else wishes))
+        with warnings.catch_warnings(record=True, action="always") as said:
+            load_lm(folder)
+        assert len(said) <= 1 and all(str(line.message).startswith(f"{folder / place} ") for line in said)
+        return "".join(str(line.message) for line in said)
+
+    return load_with
+
+
+@pytest.mark.parametrize("place", ["config.json", "generation_config.json"])
+def test_all_that_transformers_knows_and_is_not_done_is_said_in_a_line(place, say):
+    names = [name for name in vars(transformers.GenerationConfig()) if not name.endswith("_token_id")]
+    wishes = {name: 2 for name in names if name not in hub.OBEYED and not name.startswith(hub.SILENT)}
+    line = say(place, wishes | {"max_length": 9, "early_stopping": "never"})
+    assert line.endswith(f" asks for {', '.join(wishes)} in generation: not obeyed") and len(wishes) > 20
+    assert say(place, transformers.GenerationConfig._get_default_generation_params()) == ""
+    for name in ("encoder_no_repeat_ngram_size", "renormalize_logits"):
+        assert name in say(place, {name: True if name.startswith("re") else 1})
+    if place != "config.json":  # where much may stand that has nothing to do with generation
+        assert "invented_today" in say(place, {"invented_today": 1})
+
+
+def test_an_option_goes_before_a_checkpoint_s_wish():
+    lm, x = make_gpt2(no_repeat_ngram_size=1, early_stopping=True), [[5, 6, 7]]
+    plain = make_gpt2()
+    options = dict(beams=1, max_new_tokens=20)
+    assert generate(lm, x, **options) == generate(plain, x, no_repeat_ngram_size=1, **options)
+    assert generate(lm, x, no_repeat_ngram_size=0, **options) == generate(plain, x, **options)
+    assert generate(lm, x, **options) != generate(plain, x, **options)
+
+
+def test_each_of_several_eos_ends_a_draw():
+    lm = Table(TABLE)
+    lm.config.further_ends = [3]
+    options = dict(beams=1, sample=True, max_new_tokens=9)
+    assert {tuple(row) for row in generate(lm, [[1]] * 300, **options)} == {(), (2,)}
+    assert generate(lm, [[1]] * 30, **options, min_new_tokens=1) == [[2]] * 30  # neither 0 nor 3
 
 
 # --- against a search that keeps nothing: every token of every beam is computed anew, each row alone ---
@@ -210,17 +328,46 @@ def test_a_user_s_logits_do_not_depend_on_who_else_is_in_the_batch(model):
 
 
 def test_a_user_s_draws_do_not_depend_on_who_else_is_in_the_batch():
-    """Nor on a prefix so large that its own row is NaN; one user's repeated questions are drawn anew."""
+    """One user's repeated questions are drawn anew."""
     lm, options = make_gpt2(), DRAW | dict(max_new_tokens=8, seed=3)
     ours, other = make_prefix(lm, 3, 1), make_prefix(lm, 2, 2)
-    huge = dataclasses.replace(other, sites={"decoder": torch.full_like(other.sites["decoder"], 3e38)})
     x, y = [5, 6, 7], [8, 9]
     alone = generate(lm, [x, y, x, x], [ours] * 4, **options)
     assert len({tuple(alone[row]) for row in (0, 2, 3)}) > 1
-    for neighbour in (other, huge, None):
+    for neighbour in (other, None):
         rows = [neighbour, ours, neighbour, ours, ours, ours]
         together = generate(lm, [x, x, y, y, x, x], rows, batch_size=4, **options)
         assert [together[row] for row in (1, 3, 4, 5)] == alone
+
+
+@pytest.mark.parametrize(("options", "most"), [({"beams": 1}, 2), (DRAW, 2), ({"beams": 4}, 5)])
+@both_models
+def test_a_token_is_read_back_at_once(model, options, most, monkeypatch):
+    """Each look makes a GPU wait: here for the largest logit and the tokens, of beams also their scores."""
+    looks, totals = Counter(), []
+    for name in ("__bool__", "__int__", "__float__", "item", "tolist"):
+        old = getattr(torch.Tensor, name)
+        look = lambda *given, name=name, old=old: looks.update([name]) or old(*given)  # noqa: E731
+        monkeypatch.setattr(torch.Tensor, name, look)
+    lm, options = MODELS[model](), {"banned": (3,)} | options
+    for length in (4, 24):
+        generate(lm, [[5, 6, 7], [4]], **options | {"min_new_tokens": length, "max_new_tokens": length})
+        totals.append(looks.total())
+        looks.clear()
+    assert totals[1] - totals[0] <= 20 * most
+
+
+@pytest.mark.parametrize("value", [1e20, 3e38, -3e38])
+@pytest.mark.parametrize("options", [{"beams": 1}, {"beams": 4}, DRAW])
+@both_models
+def test_a_prefix_of_absurd_numbers_is_an_error_and_no_empty_text(model, options, value):
+    lm = MODELS[model]()
+    good = make_prefix(lm, 2)
+    absurd = dataclasses.replace(good, sites={site: P * 0 + value for site, P in good.sites.items()})
+    options = options | {"max_new_tokens": 9}
+    for prefixes, ensemble in (([absurd], False), ([good, absurd], False), ([good, absurd], True)):
+        with pytest.raises(InputError, match=r"too large.*not finite"):
+            generate(lm, [[5, 6]] * len(prefixes), prefixes, ensemble=ensemble, **options)
 
 
 def test_sample_answers_with_all_prefixes_together(tiny_folder, tmp_path):
@@ -277,3 +424,9 @@ def test_a_prefix_of_another_model_is_refused(model):
     for prefix in [*foreign, *(dataclasses.replace(good, **change) for change in changes)]:
         with pytest.raises(InputError, match=r"does not fit.*pass --model"):
             generate(lm, [[5], [6]], [good, prefix], ensemble=True, max_new_tokens=9)
+
+
+def test_an_unknown_option_is_refused_though_it_is_none():
+    lm, _ = load_lm(BUNDLED)
+    with pytest.raises(InputError, match="unknown key 'beem'; did you mean 'beams'"):
+        generate(lm, [[1, 2]], beem=None)

@@ -69,6 +69,16 @@ def test_too_long_a_text_is_a_clear_error():
         make_gpt2()(ids_of(0, 1, 129))
 
 
+def test_padding_takes_no_position():
+    """The table has 6; 8 slots are claimed, of which each row uses 5."""
+    lm, cache = make_gpt2(n_positions=6), make_gpt2().empty_cache(2)
+    for mask in ([[1, 1, 1, 1], [1, 0, 0, 0]], [[1, 0, 0, 0], [1, 1, 1, 1]]):
+        lm(ids_of(0, 2, 4), cache, torch.tensor(mask))
+    lm(ids_of(0, 2, 1), cache)
+    with pytest.raises(InputError, match=r"7 positions.*6"):
+        lm(ids_of(0, 2, 1), cache)
+
+
 def test_an_untied_head_is_its_own_matrix():
     lm = GPT2(GPT2Config(40, 16, 8, 1, 1, tie_word_embeddings=False))
     with torch.no_grad():

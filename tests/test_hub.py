@@ -13,10 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from minprefix import hub, load_lm
+from minprefix import generate, hub, load_lm
+from minprefix.texts import encode_source, encode_target
 from tests.conftest import assert_close, assert_refused
 from tests.models import as_transformers, both_models, make_bart, make_gpt2, save_checkpoint
 
+transformers = pytest.importorskip("transformers", reason="transformers is a test dependency")
 MODELS = {
     "GPT-2": lambda: make_gpt2(vocab_size=300, n_positions=24, n_embd=16),
     "BART": lambda: make_bart(vocab_size=300),
@@ -119,7 +121,6 @@ def test_other_shapes_load(settings, tmp_path):
 
 def test_a_head_of_its_own_is_gpt_2_s_and_not_bart_s(folders):
     """Whatever config.json says of it. BART's bias may be absent."""
-    transformers = pytest.importorskip("transformers", reason="transformers is a test dependency")
     for model, name in (("GPT-2", "transformer.wte.weight"), ("BART", "model.shared.weight")):
         rewrite(folders / model, lambda t, name=name: t | {"lm_head.weight": t[name] + 1})
     lm, ids = load_lm(folders / "GPT-2")[0], torch.tensor([[3, 1, 4]])
@@ -139,6 +140,55 @@ def test_shards_load_and_have_the_same_fingerprint(folder):
     lm, _ = load_lm(folder)
     assert_same(lm, whole)
     assert lm.config.fingerprint == whole.config.fingerprint
+
+
+def write_bin(folder: Path, way: str) -> None:
+    """The weights as they were written before safetensors: in a pickle, an old one, or several."""
+    tensors = load_file(folder / WEIGHTS)
+    (folder / WEIGHTS).unlink()
+    if way == "shards":
+        shards = {f"pytorch_model-0000{i}-of-00002.bin": dict(list(tensors.items())[i::2]) for i in (0, 1)}
+        for name, part in shards.items():
+            torch.save(part, folder / name)
+        weight_map = {key: name for name, part in shards.items() for key in part}
+        edit_json(folder / "pytorch_model.bin.index.json", weight_map=weight_map, metadata={})
+    else:
+        torch.save(tensors, folder / "pytorch_model.bin", _use_new_zipfile_serialization=way != "old")
+
+
+@pytest.mark.parametrize("way", ["new", "old", "shards"])
+@both_models
+def test_a_pickle_of_weights_loads_as_the_same_model(model, way, folders):
+    whole, _ = load_lm(folders / model)
+    write_bin(folders / model, way)
+    lm, _ = load_lm(folders / model)
+    assert_same(lm, whole)
+    assert lm.config.fingerprint == whole.config.fingerprint
+    kind = transformers.AutoModelForCausalLM if model == "GPT-2" else transformers.AutoModelForSeq2SeqLM
+    assert_close(kind.from_pretrained(folders / model).lm_head.weight, lm.wte.weight)
+
+
+class Code:
+    """Unpickled, it would leave a file behind."""
+
+    def __reduce__(self):
+        return Path.touch, (Path("exploded"),)
+
+
+SPREAD = torch.ones(1).expand(2**24, 2**20)  # one stored number that shows as 64 TB
+PICKLES = [([1], "no named tensors"), ({"wte.weight": "x"}, "wte.weight is damaged")]
+PICKLES += [({"wte.weight": SPREAD}, "must hold finite floats")]
+PICKLES += [({"wte.weight": Code()}, "nothing in it was run"), (Code(), "nothing in it was run")]
+
+
+@pytest.mark.parametrize("way", ["new", "old"])
+@pytest.mark.parametrize(("content", "words"), PICKLES)
+def test_a_pickle_of_anything_else_is_refused_and_not_run(content, words, way, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    (folder / WEIGHTS).unlink()
+    torch.save(content, "pytorch_model.bin", _use_new_zipfile_serialization=way == "new")
+    assert_not_loaded(folder, "pytorch_model.bin", words)
+    assert not Path("exploded").exists()
 
 
 def test_the_model_has_its_type_and_outlives_its_file(folder):
@@ -166,7 +216,6 @@ GENERATION = [None, {}, {"eos_token_id": 7}, {"eos_token_id": [7, 2]}, {"eos_tok
 @pytest.mark.parametrize("config", [{}, {"forced_bos_token_id": 0}, {"forced_eos_token_id": "absent"}])
 @both_models
 def test_special_ids_come_from_the_file_that_transformers_takes_them_from(model, config, generation, folders):
-    transformers = pytest.importorskip("transformers", reason="transformers is a test dependency")
     folder = folders / model
     edit_json(folder / "config.json", bos_token_id=1, eos_token_id=2, **config)
     (folder / "generation_config.json").unlink()
@@ -180,6 +229,62 @@ def test_special_ids_come_from_the_file_that_transformers_takes_them_from(model,
         if key == "eos_token_id":  # of several the first, of none config.json's
             expected = expected[0] if isinstance(expected, list) else expected or 2
         assert getattr(ours, key) == expected, key
+
+
+NAMES = {
+    "GPT-2": [("n_embd", "hidden_size"), ("n_layer", "num_hidden_layers"), ("n_head", "num_attention_heads")],
+    "BART": [("d_model", "hidden_size"), ("encoder_layers", "num_hidden_layers")],
+}
+NAMES["GPT-2"] += [("n_positions", "max_position_embeddings")]
+NAMES["BART"] += [("encoder_attention_heads", "num_attention_heads")]
+
+
+@both_models
+def test_sizes_may_have_their_general_names(model, folders):
+    """As transformers reads them; GPT-2's positions are 1,024 if nothing is said."""
+    folder, expected = folders / model, MODELS[model]()
+    given = json.loads((folder / "config.json").read_text())
+    for names in [[name] for name in NAMES[model]] + [NAMES[model]]:
+        others = {general: given[own] for own, general in names} | {own: "absent" for own, _ in names}
+        edit_json(folder / "config.json", **given | others)
+        assert_same(load_lm(folder)[0], expected)
+    save_checkpoint(folder, make_gpt2(vocab_size=300, n_positions=1024, n_embd=16))
+    edit_json(folder / "config.json", n_positions="absent")
+    assert load_lm(folder)[0].config.n_positions == 1024
+
+
+SAME = ["gelu", "gelu_new", "gelu_fast", "gelu_python", "gelu_accurate", "gelu_pytorch_tanh", "quick_gelu"]
+SAME += ["silu", "swish", "mish", "relu", "relu6", "leaky_relu", "tanh", "sigmoid", "hardswish", "linear"]
+SAME += ["gelu_python_tanh"]
+
+
+@pytest.mark.parametrize("name", transformers.activations.ACT2FN)
+@both_models
+def test_an_activation_is_that_of_transformers_or_refused(model, name, folders):
+    if name not in SAME:  # not in torch, or trained
+        configure(activation_function=name)(folders / model)
+        assert_not_loaded(folders / model, f"activation_function is '{name}'")
+        return
+    kwargs = {"activation_function": name, "vocab_size": 40}
+    lm = make_gpt2(**kwargs) if model == "GPT-2" else make_bart(**kwargs)
+    ids = torch.tensor([[3, 1, 4, 1, 5]])
+    inputs = {"input_ids": ids} if model == "GPT-2" else {"input_ids": ids, "decoder_input_ids": ids}
+    with torch.no_grad():
+        assert_close(lm(*inputs.values()), as_transformers(lm)(**inputs).logits, 1e-4)
+
+
+def test_ids_past_the_vocabulary_are_no_tokens(folder, tmp_path):
+    """transformers writes 50256 into the files of any GPT-2: then no text ends, and none can be framed."""
+    for place in ("config.json", "generation_config.json"):
+        edit_json(folder / place, bos_token_id=50256, eos_token_id=50256)
+    lm, tokenizer = load_lm(folder)
+    theirs, x = as_transformers(lm), torch.tensor([[5, 6, 7]])
+    out = theirs.generate(x, max_new_tokens=9, min_new_tokens=3, num_beams=2, do_sample=False)
+    assert generate(lm, [[5, 6, 7]], beams=2, max_new_tokens=9, min_new_tokens=3) == [out[0, 3:].tolist()]
+    for frame in (encode_source, encode_target):
+        assert_refused(
+            lambda frame=frame: frame(lm, tokenizer, "a"), "bos_token_id, eos_token_id", "below 300"
+        )
 
 
 def test_a_folder_of_the_repository_is_found_from_anywhere(folder, tmp_path, monkeypatch):
@@ -244,14 +349,14 @@ def drop(folder: Path) -> None:
     rewrite(folder, lambda tensors: {name: T for name, T in tensors.items() if not name.endswith(lost)})
 
 
-ONE, LN, FLOATS = torch.ones(1), "transformer.ln_f.bias", "does not hold finite floats"
+ONE, LN, FLOATS = torch.ones(1), "transformer.ln_f.bias", "must hold finite floats"
 FAULTS = [
     ("GPT-2", drop, "ln_f.bias", "h.1.ln_1.weight"),
     ("GPT-2", put("transformer.h.2.ln_1.bias", 16), "h.2.ln_1.bias"),
     ("GPT-2", put("transformer.wpe.weight", 9, 16), "wpe.weight", "[9, 16]", "[24, 16]"),
     ("GPT-2", put("transformer.h.0.attn.c_attn.weight", 48, 16), "c_attn.weight", "[48, 16]", "[16, 48]"),
     ("GPT-2", put("lm_head.weight", 9, 16), "lm_head.weight", "[9, 16]", "[300, 16]"),
-    ("GPT-2", put(LN, 0), "ln_f.bias", "[0]", "[16]"),
+    ("GPT-2", put(LN, 0), LN, FLOATS),
     ("GPT-2", lambda f: [put("x", 1)(f), put(LN, 3)(f)], "ln_f.bias", '"x"'),
     ("GPT-2", lambda folder: save_file({}, folder / WEIGHTS), "wte.weight"),
     ("GPT-2", put(LN, 16, dtype=torch.int8), LN, FLOATS),
@@ -286,20 +391,35 @@ def test_what_does_not_go_together_is_named(model, spoil, parts, folders):
 SIZES = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner")
 BAD_SIZES = (0, -4, "24", 16.0, [24], True, math.nan, math.inf, 2**20 + 1, 10**18)
 BAD = dict.fromkeys(SIZES, BAD_SIZES)
-BAD |= {"layer_norm_epsilon": ["small", math.nan, -1e-5], "activation_function": ["swish", ["gelu"], {}]}
+BAD |= {"layer_norm_epsilon": ["small", math.nan, -1e-5], "activation_function": ["swoosh", ["gelu"], {}]}
 BAD |= {"scale_attn_weights": [False], "scale_attn_by_inverse_layer_idx": [True]}
 BAD |= {"model_type": ["t5", ["gpt2"], None, "absent"]}
-BAD |= {f"{name}_token_id": [300, -1, "x", [], True] for name in ("bos", "eos")}
+BAD |= {f"{name}_token_id": [-1, "x", [], True] for name in ("bos", "eos")}
+BAD |= {
+    "forced_eos_token_id": [300, -1, [2]],
+    "suppress_tokens": [3, [-1]],
+    "no_repeat_ngram_size": [-1, "3"],
+    "early_stopping": ["sometimes", 2],
+}
 
 
 @pytest.mark.parametrize("key", BAD)
 def test_a_bad_value_in_config_json_is_refused_at_once(key, folder):
     (folder / "generation_config.json").unlink()
     good = (folder / "config.json").read_text()
-    for value in [*BAD[key], "absent"] if key in SIZES[:-1] else BAD[key]:
+    for value in [*BAD[key], "absent"] if key in SIZES[:-1] and key != "n_positions" else BAD[key]:
         configure(**{key: value})(folder)
         assert_not_loaded(folder, "config.json", key)
         (folder / "config.json").write_text(good)
+
+
+def test_the_file_at_fault_is_named(folder):
+    for key in ("bos_token_id", "eos_token_id", *list(BAD)[-4:]):
+        for value in BAD[key]:
+            (folder / "generation_config.json").write_text(json.dumps({key: value}))
+            assert_not_loaded(folder, f"{folder}/generation_config.json: {key}", " is ")
+    configure(n_layer=0)(folder)
+    assert_not_loaded(folder, f"{folder}/config.json: n_layer")
 
 
 def lie(good: bytes, old: bytes, new: bytes) -> bytes:

@@ -1,10 +1,10 @@
-"""linear() is F.linear, whichever library computes it."""
+"""linear() is F.linear, whichever library computes it; attention in bfloat16."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from minprefix.layers import FEW, HAS_ONEDNN, linear
+from minprefix.layers import FEW, HAS_ONEDNN, attend, linear
 
 
 @pytest.mark.parametrize("rows", [(1,), (2, 5), (FEW,), (FEW + 1,)])
@@ -35,3 +35,20 @@ def test_onednn_takes_what_has_few_rows_and_no_gradient(monkeypatch):
             linear(x, weight)
     linear(x, weight.requires_grad_())
     assert len(calls) == 4
+
+
+def test_attention_that_trains_in_bfloat16_is_float32_s_rounded_once(monkeypatch):
+    """Under autocast, too, which would turn it back."""
+    q, k, v = (torch.randn(2, heads, 5, 8).bfloat16().requires_grad_() for heads in (4, 2, 2))
+    mask = torch.ones(2, 1, 5, 5, dtype=torch.bool).tril()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = attend(q, k, v, mask)
+    expected = attend(*(t.float() for t in (q, k, v)), mask)
+    assert y.dtype == torch.bfloat16 and torch.equal(y, expected.bfloat16())
+    taken, compute = [], F.scaled_dot_product_attention
+    monkeypatch.setattr(
+        F, "scaled_dot_product_attention", lambda *t, **o: taken.append(t) or compute(*t, **o)
+    )
+    with torch.no_grad():  # a cache is not turned into float32 for every token
+        attend(q, k, v, mask)
+    assert taken[0][0].dtype == torch.bfloat16

@@ -19,7 +19,7 @@ from tests.models import make_prefix, write_vocabulary
 transformers = pytest.importorskip("transformers", reason="transformers is a test dependency")
 SHAPES = {
     "one key head": {"num_key_value_heads": 1},
-    "grouped": {"num_key_value_heads": 2, "tie_word_embeddings": True},
+    "grouped": {"num_key_value_heads": 2, "tie_word_embeddings": True, "hidden_act": "quick_gelu"},
     "a key head each": {"tie_word_embeddings": True, "rope_theta": 100000.0, "num_hidden_layers": 3},
     "heads wider than C / H": {"num_key_value_heads": 2, "head_dim": 16, "rms_norm_eps": 1e-5},
 }
@@ -154,13 +154,13 @@ def test_peft_loads_our_folder_and_we_load_it_again(tmp_path):
 REFUSED = {
     "attention_bias": True,
     "mlp_bias": True,
-    "hidden_act": "gelu",
+    "hidden_act": "laplace",
     "sliding_window": 64,
     "head_dim": 3,
 }
 REFUSED |= {"rope_parameters": {"rope_type": "llama3", "factor": 8.0}, "rope_scaling": {"type": "linear"}}
 REFUSED |= {"pretraining_tp": 2, "num_key_value_heads": 3, "num_hidden_layers": 10**9, "hidden_size": 30}
-REFUSED |= {"eos_token_id": 257, "rms_norm_eps": 0.0, "rope_theta": 0.0}
+REFUSED |= {"eos_token_id": -1, "forced_eos_token_id": 257, "rms_norm_eps": 0.0, "rope_theta": 0.0}
 
 
 @pytest.mark.parametrize("key", REFUSED)

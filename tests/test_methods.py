@@ -11,10 +11,12 @@ from minprefix.bart import BART, BARTConfig
 from minprefix.generate import check_base
 from minprefix.gpt2 import GPT2, GPT2Config
 from minprefix.methods import apply_tensors, collapse, compute_sites, make_theta, target_loss
-from minprefix.prefix import choose_sites, read_activations
+from minprefix.prefix import SITES, choose_sites, read_activations
 from tests.conftest import assert_close, train_steps
 from tests.models import BATCHES, MODELS, as_transformers, both_models, make_bart, make_gpt2, make_prefix
+from tests.test_llama import make_llama
 
+LOWER = MODELS | {"Llama": make_llama}
 PREFIXES = [("GPT-2", method, ()) for method in ("prefix", "infix", "embedding")]
 PREFIXES += [("BART", "prefix", sites) for sites in ((), ("encoder",), ("decoder",), ("cross",))]
 
@@ -75,6 +77,50 @@ def test_words_start_each_site(model):
         assert_close(computed[site], P_theta)
         before, after = ((theta[site]() - P_theta).square().mean() for theta in (start, fitted))
         assert after < 0.1 * before
+
+
+# --- bfloat16 ---
+
+
+def train_in(dtype: torch.dtype, lm, method: str, batch: list) -> tuple:
+    """theta after three steps, and their losses."""
+    theta, losses = make_theta(lm, method, 3, 16, []), []
+    optimizer = torch.optim.AdamW(theta.parameters(), lr=0.01)
+    for _ in range(3):
+        sites = compute_sites(lm, method, theta)
+        with torch.autocast("cpu", torch.bfloat16, dtype == torch.bfloat16):
+            loss = target_loss(lm, sites, batch)[0]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return theta, losses
+
+
+@pytest.mark.parametrize(("model", "method"), [(model, method) for model in LOWER for method in SITES])
+def test_in_bfloat16_what_trains_is_float32_and_learns_as_it_does_there(model, method):
+    if (model, method) == ("BART", "infix"):
+        pytest.skip("a BART has no infix")
+    learnt = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        torch.manual_seed(0)
+        lm = LOWER[model]().to(dtype)
+        before = {name: tensor.clone() for name, tensor in lm.state_dict().items()}
+        theta, learnt[dtype] = train_in(dtype, lm, method, BATCHES.get(model, BATCHES["GPT-2"]))
+    assert {p.dtype for p in theta.parameters()} == {torch.float32}
+    trained = {name for name, p in lm.named_parameters() if p.requires_grad}
+    for name, tensor in before.items():
+        assert name in trained or torch.equal(lm.state_dict()[name], tensor)
+    assert learnt[torch.bfloat16] == pytest.approx(learnt[torch.float32], rel=0.05)
+    saved, fresh = collapse(lm, method, theta, {}, ""), LOWER[model]().bfloat16()
+    if saved.tensors:
+        apply_tensors(fresh, saved)
+        lm.bfloat16()
+    assert {p.dtype for p in fresh.parameters()} == {torch.bfloat16}  # so it decodes without autocast
+    prefix = saved if saved.sites else None
+    assert generate(fresh, [[5, 6]], prefix, max_new_tokens=6) == generate(
+        lm, [[5, 6]], prefix, max_new_tokens=6
+    )
 
 
 # --- the methods that change the LM ---

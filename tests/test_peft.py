@@ -15,7 +15,7 @@ from minprefix import InputError, from_peft, generate, load_lm, save_prefix, to_
 from minprefix.generate import check_base
 from minprefix.methods import collapse
 from minprefix.peft import CONFIG, TENSOR, WEIGHTS
-from minprefix.prefix import SavedPrefix
+from minprefix.prefix import SavedPrefix, read_activations
 from tests.conftest import assert_close, continue_from, random_sources, train_steps
 from tests.models import BATCHES, as_transformers, make_gpt2, make_prefix
 
@@ -106,6 +106,60 @@ def test_the_way_in_and_out_keeps_every_bit_of_peft_s(tmp_path):
     theirs, ours = (json.loads((tmp_path / name / CONFIG).read_text()) for name in "ab")
     unknown = {"base_model_name_or_path", "encoder_hidden_size", "inference_mode"}
     assert all(ours[key] == theirs[key] for key in ours.keys() - unknown)
+
+
+class Ids:
+    """A tokenizer for PEFT that reads numbers as ids."""
+
+    def __call__(self, text: str, **options) -> dict:
+        return {"input_ids": torch.tensor([[int(word) for word in text.split()]])}
+
+
+def make_cartridge(lm, folder: Path, frozen: int, text: str = "5 6 7 8 9 10"):
+    """PEFT's prefix from the keys and values of a text, in its folder, its tensor, and PEFT's model."""
+    config = peft.CartridgeConfig(task_type="CAUSAL_LM", num_virtual_tokens=4, num_frozen_tokens=frozen)
+    model = peft.get_peft_model(as_transformers(lm), config)
+    tensor = peft.initialize_kv_prefix_from_text(model, Ids(), text=text)
+    model.eval().save_pretrained(folder)
+    return tensor, model
+
+
+def test_a_text_s_activations_are_those_that_peft_starts_from(tmp_path):
+    lm = make_gpt2()
+    theirs, _ = make_cartridge(lm, tmp_path / "a", 1)
+    assert_close(read_activations(lm, [5, 6, 7, 8, 9, 10], 4), theirs, 2e-6)
+
+
+@pytest.mark.parametrize("frozen", [0, 1, 4])
+def test_a_cartridge_goes_in_and_out_as_one(frozen, tmp_path):
+    lm = make_gpt2()
+    tensor, model = make_cartridge(lm, tmp_path / "a", frozen)
+    prefix = from_peft(tmp_path / "a")
+    assert torch.equal(prefix.sites["decoder"], tensor)
+    assert_same_outputs(lm, prefix, model, random_sources(0, count=2))
+    save_prefix(prefix, tmp_path / "a.pt")
+    to_peft(tmp_path / "a.pt", tmp_path / "b")
+    theirs, ours = (json.loads((tmp_path / name / CONFIG).read_text()) for name in "ab")
+    known = ours.keys() - {"base_model_name_or_path"}
+    assert known < theirs.keys() and all(ours[key] == theirs[key] for key in known)
+    assert ours["peft_type"] == "CARTRIDGE" and ours["num_frozen_tokens"] == frozen
+    loaded = peft.PeftModel.from_pretrained(as_transformers(lm), tmp_path / "b")
+    encoder = loaded.prompt_encoder["default"]
+    assert encoder.trainable_embedding.shape[0] == 4 - frozen and torch.equal(encoder.weight, tensor)
+    assert_same_outputs(lm, prefix, loaded.eval(), random_sources(1, count=2))
+
+
+def test_a_cartridge_cannot_keep_more_slots_than_it_has(tmp_path):
+    make_cartridge(make_gpt2(), tmp_path / "a", 1)
+    prefix = from_peft(tmp_path / "a")
+    edit_config(num_frozen_tokens=5)(tmp_path / "a")
+    with pytest.raises(InputError, match=r"num_frozen_tokens 5 must be"):
+        from_peft(tmp_path / "a")
+    for frozen in (-1, 5, "1"):
+        save_prefix(dataclasses.replace(prefix, config={"num_frozen_tokens": frozen}), tmp_path / "a.pt")
+        with pytest.raises(InputError, match="num_frozen_tokens"):
+            to_peft(tmp_path / "a.pt", tmp_path / "b")
+    assert not (tmp_path / "b").exists()
 
 
 def test_a_prefix_of_unknown_weights_is_checked_by_shape(tmp_path, tiny_folder):

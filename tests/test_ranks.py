@@ -100,11 +100,14 @@ def test_torchrun_leaves_and_says_what_one_process_does(folder, two_outs, monkey
         ("method=adapter", "weight_decay=0.1"),
         ("method=full", "lr=5e-6"),  # gradients lie transposed; those of key biases are rounding alone
         ("method=embedding", "init=Blue Fig"),
+        ("lr=0.9", "mlp_hidden=0", "eval_every=1", "patience=2"),  # the dev loss rises
     ],
 )
 def test_three_ranks_train_as_one(more, folder, two_outs, tmp_path):
     several, alone = (settings_for(folder, out, *SETTINGS, *more) for out in two_outs)
-    assert run_ranks(3, several, tmp_path) == ([0] * 3, "")
+    codes, said = run_ranks(3, several, tmp_path)
+    assert codes == [0] * 3
+    assert re.fullmatch(r"(train\.py: (\w+) means nothing with method=\w+: leave it out\n(?!.*\2))*", said)
     train.main(alone)
     assert_same_run(*two_outs, ALMOST)
 

@@ -2,14 +2,19 @@
 
 import json
 import os
+import random
+import re
 import shutil
+import string
 import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from minprefix import tokenizer
 from minprefix.checks import InputError
 from minprefix.tokenizer import BART_SPECIAL, BYTE_OF_CHAR, GPT2_SPECIAL, load_tokenizer
 
@@ -28,6 +33,8 @@ PARTS = ["'s", "'re", "'LL", "’s", "the", " the", "1", "12", " 3", "½²Ⅷ٣"
 PARTS += ["\x1d", "\x85", "\xa0", "\u3000", "\u200b", "(", " !", "_", "\u0301", "日本", "😀👩🏽", "é"]
 PARTS += ["<|endoftext|>", "<|ENDOFTEXT|>", "<|sep|>", "<|pad|>", "covid", "covid19", "<s>", "</s>", "<mask>"]
 PARTS += [" <mask> ", "\x04", "\x06\x13", "<unk>", "<|im_end|>", "\U0005ffff", *SENTENCES]
+LETTERS = "".join(random.Random(0).choices(string.ascii_letters, k=12_000))  # no merge ends early
+UNITS = ("a", LETTERS, "1", " ", "\n", " \n", "(", "'", '"', "é", "日", "a ", "<", " <mask>", "\x04 ")
 LATE = st.characters(exclude_categories=["Cs"])
 KNOWN = st.characters(exclude_categories=["Cs", "Cn"])  # on those that Unicode got lately, libraries differ
 
@@ -92,9 +99,17 @@ def copy_gpt2(folder: Path, name: str) -> Path:
     return save(folder, {"config.json": {"model_type": "gpt2"}})
 
 
+def copy_smollm2(folder: Path, name: str) -> Path:
+    if not (WEIGHTS / "smollm2-135m").is_dir():
+        pytest.skip("weights/smollm2-135m is not here: python weights/get_smollm2.py")
+    for file in ("tokenizer.json", "tokenizer_config.json", "config.json"):
+        shutil.copy(WEIGHTS / "smollm2-135m" / file, folder)
+    return folder
+
+
 WAYS = (copy_files, write_json, write_older)
 MAKERS = [(make, name) for make in WAYS for name in ("gpt2-mini", "bart-mini")]
-MAKERS += [(train_like_smollm2, "smollm2"), (copy_gpt2, "gpt2")]
+MAKERS += [(train_like_smollm2, "smollm2"), (copy_gpt2, "gpt2"), (copy_smollm2, "smollm2-135m")]
 
 
 @pytest.fixture(scope="module", params=MAKERS, ids=lambda made: f"{made[0].__name__} {made[1]}")
@@ -127,16 +142,43 @@ def test_any_ids_decode_as_by_hugging_face(pair, data):
     assert ours.special_ids >= set(theirs.all_special_ids)
 
 
+@given(data=st.data())
+@settings(max_examples=100, deadline=None)
+def test_the_first_ids_of_a_text_are_those_of_all_of_it(pair, data):
+    """Wherever it is cut, here after some five characters."""
+    ours, _ = pair
+    text, count = data.draw(texts(LATE)), data.draw(st.integers(0, 30))
+    with mock.patch.object(tokenizer, "PART", re.compile(tokenizer.PART.pattern.replace("10000", "5"))):
+        assert ours.encode_first(text, count) == ours.encode(text)[:count]
+
+
+def test_a_token_with_white_space_in_it_is_never_cut(tmp_path):
+    parts = json.loads((train_like_smollm2(tmp_path) / "tokenizer.json").read_text())
+    parts["added_tokens"].append(parts["added_tokens"][0] | {"content": "a  b", "id": 400, "special": False})
+    ours = load_tokenizer(save(tmp_path, {"tokenizer.json": parts}), ())
+    text = "x" * 10_000 + "a  b"
+    assert ours.encode_first(text, 10_001) == ours.encode(text)[:10_001]
+
+
+def test_of_a_long_text_no_more_is_read_than_needed(pair):
+    ours, text = pair[0], "name : Blue Fig | food : Thai " * 100_000
+    with mock.patch.object(ours, "encode", wraps=ours.encode) as encode:
+        assert ours.encode_first(text, 500) == ours.encode(text[:20_000])[:500]
+    assert [len(call.args[0]) < 10_100 for call in encode.call_args_list[:-1]] == [True]
+
+
 def test_long_runs_keep_their_ids_and_cost_is_linear(pair):
     """1.2 million blanks once overflowed a stack of tiktoken's."""
     ours, theirs = pair
-    for unit in ("a", "1", " ", "\n", " \n", "(", "'", "é", "a ", "<", " <mask>", "\x04 "):
+    for unit in UNITS:
         length = 120_000 if unit.isspace() else 12_000
         for text in (unit * (length // len(unit)), unit * (length // len(unit)) + "x"):
             assert ours.encode(text) == theirs.encode(text, add_special_tokens=False)
-        start = time.perf_counter()
-        ours.encode(unit * (1_200_000 // len(unit)) + "x")
-        assert time.perf_counter() - start < 20  # a few tenths of a second, where nothing else runs
+    for unit in UNITS:
+        start = time.process_time()
+        for length in (10_000, 100_000, 1_200_000):
+            ours.encode_first(unit * (length // len(unit)) + "x", length)
+        assert time.process_time() - start < 20  # a few tenths of a second
 
 
 BYTES = {char: n for n, char in enumerate(BYTE_OF_CHAR)}
