@@ -1,4 +1,4 @@
-"""Draws experiments/results/speed.svg from speed.json: python -m experiments.draw_speed"""
+"""Draws each experiments/results/speed*.json as .svg: python -m experiments.draw_speed"""
 
 import json
 import math
@@ -16,16 +16,20 @@ X_LABELS = {"source": "|x|, tokens", "beams": "beams", "rows": "batch, rows"}
 
 
 def draw(results: dict) -> plt.Figure:
-    """Above: each case's ratios and their targets. Below: seconds a step as the input grows."""
+    """Above: each case's ratios and their targets. Below: seconds a step as the input grows, if measured."""
+    growth, rows = results.get("growth", {}).get("float32"), list_rows(results)
+    if not growth:
+        figure = plt.figure(figsize=(9, 1.2 + 0.4 * len(rows)), layout="constrained")
+        draw_ratios(figure.subplots(), rows)
+        return figure
     figure = plt.figure(figsize=(9, 6.8), layout="constrained")
     upper, lower = figure.subfigures(2, 1, height_ratios=(3, 2))
-    draw_ratios(upper.subplots(), list_rows(results))
-    if growth := results.get("growth", {}).get("float32"):
-        panels = lower.subplots(1, len(X_LABELS), sharey=True)
-        for axes, name in zip(panels, X_LABELS):
-            draw_growth(axes, growth[name], name)
-        panels[0].set_ylabel("seconds a step")
-        panels[0].legend(growth["names"], frameon=False, fontsize=8)
+    draw_ratios(upper.subplots(), rows)
+    panels = lower.subplots(1, len(X_LABELS), sharey=True)
+    for axes, name in zip(panels, X_LABELS):
+        draw_growth(axes, growth[name], name)
+    panels[0].set_ylabel("seconds a step")
+    panels[0].legend(growth["names"], frameon=False, fontsize=8)
     return figure
 
 
@@ -76,4 +80,5 @@ def save(figure: plt.Figure, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    save(draw(json.loads((RESULTS / "speed.json").read_text())), RESULTS / "speed.svg")
+    for path in sorted(RESULTS.glob("speed*.json")):
+        save(draw(json.loads(path.read_text())), path.with_suffix(".svg"))

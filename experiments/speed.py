@@ -1,16 +1,20 @@
 """Seconds and memory beside transformers and PEFT.
 
-    python -m experiments.speed [CASE ...] [pairs=N] [dtype=bfloat16]
+    python -m experiments.speed [CASE ...] [pairs=N] [dtype=bfloat16] [clock=processor] [device=cuda]
+                                [to=NAME]
 
 Both sides of a case read the same random weights and the same ids, each in a process of its own, and take
 turns: one call of ours, one of theirs, and so on; the first call of each is not counted. In float32 what they
 compute must agree, wherever both compute the same. Printed are the median ratio of the pairs, the peak memory
 of both processes, and the floor: the case's bytes and operations at the best rates that were measured.
-experiments/results/speed.json keeps each case's last result, speed.svg shows them.
+experiments/results/speed.json keeps each case's last result, speed.svg shows them; to=NAME takes speed-NAME
+instead, for another machine. On a machine that does other things at the same time clock=processor counts a
+side's own seconds (OMP_NUM_THREADS=1, or threads that wait are counted, too). device=cuda measures a GPU.
 
 It needs Linux, 20 GB of memory, 3 GB of disk for checkpoints and, for all cases, half an hour on two cores
 that do nothing else. bfloat16 is measured where the processor has it, or where dtype=bfloat16 forces it.
-Cases: prefix-step, full-step, prefix-to-full, beam-1, beam-16, bart, mixed, start, growth.
+Cases: prefix-step, prefix-step-autocast, full-step, prefix-to-full, beam-1, beam-16, bart, mixed, start,
+smollm2-prefix, smollm2-full, smollm2-beam, growth.
 """
 
 import contextlib
@@ -20,7 +24,6 @@ import importlib.metadata
 import json
 import multiprocessing
 import os
-import re
 import resource
 import statistics
 import sys
@@ -28,13 +31,14 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import field
 from pathlib import Path
+from typing import Literal
 
 import torch
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from experiments.floor import count_bart, count_gpt2, count_step, measure_rates
+from experiments.floor import DECODERS, count_bart, count_decoder, count_step, measure_rates
 from experiments.keep import (
     RESULTS,
     describe_machine,
@@ -44,10 +48,12 @@ from experiments.keep import (
     read_table,
     reset_peak,
     start,
+    wait_for,
     write_result,
 )
 from experiments.sides import JOBS, Work, agree, make_checkpoint
-from minprefix.checks import InputError, nearest
+from minprefix.checks import STRICT, InputError, build, nearest
+from minprefix.hub import multiplies_in_bfloat16
 
 QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_OFFLINE": "1"}
 QUIET |= {"PYTHONWARNINGS": "ignore"}  # for the processes that are started
@@ -64,8 +70,8 @@ class Case:
     names: list[str]
     sides: list[list[str]]
     warm_up: Work | None = None
-    targets: dict[str, float] = field(default_factory=dict)
-    peak_target: float | None = None
+    targets: dict[str, float] = Field(default_factory=dict)
+    peak_targets: dict[str, float] = Field(default_factory=dict)
     same: str = "all"
     pairs: int = 5
 
@@ -79,9 +85,11 @@ class Case:
         if job == "start_cold":
             return None
         if job == "step_ours":
-            phases = count_step(self.work, variant == "full")
+            phases = count_step(DECODERS[self.shape], self.work, variant == "full")
+        elif self.shape == "bart-large":
+            phases = count_bart(self.work, size)
         else:
-            phases = (count_bart if self.shape == "bart-large" else count_gpt2)(self.work, size)
+            phases = count_decoder(DECODERS[self.shape], self.work, size)
         return sum(max(b / rates["bytes"], o / rates["operations"]) for b, o in phases)
 
 
@@ -93,23 +101,32 @@ MORE = 8  # tokens: the difference to BASE's two is timed, so reading x does not
 JOB: list[Callable] = []  # of the process of a side
 
 
-def load_side(job: str, variant: str, folder: Path, dtype: torch.dtype) -> None:
+def load_side(job: str, variant: str, folder: Path, dtype: torch.dtype, device: str) -> None:
     """What the process of a side does first."""
-    JOB.append(JOBS[job](variant, folder, dtype))
+    JOB.append(JOBS[job](variant, folder, dtype, device))
 
 
 def is_loaded() -> bool:
     return bool(JOB)
 
 
-def time_call(work: Work) -> dict:
+CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
+
+
+def time_call(work: Work, clock: str = "wall", device: str = "cpu") -> dict:
     """One call, in the process of its side."""
-    held = read_memory()
-    reset_peak()  # else the peak could be that of loading
-    began = time.perf_counter()
+    held = read_held(device)
+    reset_peak(device)  # else the peak could be that of loading
+    began = CLOCKS[clock]()
     outputs = JOB[0](work)
-    seconds = time.perf_counter() - began
-    return {"seconds": seconds, "outputs": outputs, "held": held, "peak": max(read_peak(), read_children())}
+    wait_for(device)
+    seconds = CLOCKS[clock]() - began
+    peak = max(read_peak(device), read_children() if device == "cpu" else 0)
+    return {"seconds": seconds, "outputs": outputs, "held": held, "peak": peak}
+
+
+def read_held(device: str) -> int:
+    return read_memory() if device == "cpu" else torch.cuda.memory_allocated()
 
 
 def read_children() -> int:
@@ -118,15 +135,18 @@ def read_children() -> int:
 
 
 @contextlib.contextmanager
-def open_sides(case: Case, dtype: torch.dtype) -> Iterator[Callable[[Work], list[dict]]]:
+def open_sides(case: Case, dtype: torch.dtype, how: "Options") -> Iterator[Callable[[Work], list[dict]]]:
     """Both sides, loaded one after the other, each in a process -> what runs a Work on ours, then theirs."""
     folder, spawn = make_checkpoint(case.shape), multiprocessing.get_context("spawn")
     processes = []
 
     def run(work: Work) -> list[dict]:
-        return [ask(name, process, time_call, work) for name, process in zip(case.names, processes)]
+        return [
+            ask(name, process, time_call, work, how.clock, how.device)
+            for name, process in zip(case.names, processes)
+        ]
 
-    def ask(name: str, process: ProcessPoolExecutor, call: Callable, *arguments: Work):
+    def ask(name: str, process: ProcessPoolExecutor, call: Callable, *arguments):
         try:
             return process.submit(call, *arguments).result()
         except BrokenProcessPool:
@@ -135,7 +155,7 @@ def open_sides(case: Case, dtype: torch.dtype) -> Iterator[Callable[[Work], list
 
     with contextlib.ExitStack() as stack:
         for name, side in zip(case.names, case.sides):
-            process = ProcessPoolExecutor(1, spawn, load_side, (*side, folder, dtype))
+            process = ProcessPoolExecutor(1, spawn, load_side, (*side, folder, dtype, how.device))
             processes.append(stack.enter_context(process))
             ask(name, process, is_loaded)
         yield run
@@ -151,20 +171,22 @@ def check(case: Case, replies: list[list[dict]], dtype: torch.dtype) -> bool | N
     return same
 
 
-def measure_case(case: Case, dtype: torch.dtype, pairs: int) -> dict:
-    rates = measure_rates(dtype)
-    with open_sides(case, dtype) as run:
+def measure_case(case: Case, dtype: torch.dtype, how: "Options") -> dict:
+    rates = measure_rates(dtype, CLOCKS[how.clock], how.device)
+    with open_sides(case, dtype, how) as run:
         first = run(case.warm_up or case.work)
-        replies = [run(case.work) for _ in range(pairs)]
+        replies = [run(case.work) for _ in range(how.pairs or case.pairs)]
     # Of training only the first step is compared: AdamW's first updates are the rate times the sign of the
     # gradient, so where that is nearly zero, rounding decides about a whole update.
     same = check(case, replies if case.work.beams else [first], dtype)
+    promised = str(dtype).removeprefix("torch.") if how.device == "cpu" else ""  # for a CPU only
     return {
         "title": case.title,
         "names": case.names,
-        "target": case.targets.get(str(dtype).removeprefix("torch.")),
-        "peak_target": case.peak_target,
+        "target": case.targets.get(promised),
+        "peak_target": case.peak_targets.get(promised),
         "agree": same,
+        "clock": how.clock,
         "ratio": statistics.median(ours["seconds"] / theirs["seconds"] for ours, theirs in replies),
         "seconds": [[round(reply["seconds"], 3) for reply in pair] for pair in replies],
         "rates": rates,
@@ -173,7 +195,7 @@ def measure_case(case: Case, dtype: torch.dtype, pairs: int) -> dict:
     }
 
 
-def measure_growth(dtype: torch.dtype) -> dict:
+def measure_growth(dtype: torch.dtype, how: "Options") -> dict:
     """For each value: seconds a step of both sides, the median of three differences."""
     case = CASES["beam-1"]
     found: dict = {"names": case.names}
@@ -188,7 +210,7 @@ def measure_growth(dtype: torch.dtype) -> dict:
             times.append([(b["seconds"] - a["seconds"]) / MORE for a, b in zip(*pairs)])
         return [round(statistics.median(side), 4) for side in zip(*times)]
 
-    with open_sides(case, dtype) as run:
+    with open_sides(case, dtype, how) as run:
         run(BASE)
         for name, values in GROWTH.items():
             found[name] = {value: measure(dataclasses.replace(BASE, **{name: value})) for value in values}
@@ -196,34 +218,40 @@ def measure_growth(dtype: torch.dtype) -> dict:
     return found
 
 
-def explain_skip(name: str, dtype: str, is_forced: bool) -> str:
+def explain_skip(name: str, dtype: str, how: "Options") -> str:
     """Why a case is not measured, or ""."""
     if dtype == "float32":
         return ""
     if name == "start":
         return "what is started is the default, float32"
-    flags = Path("/proc/cpuinfo").read_text()
-    if is_forced or re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", flags):
+    if how.dtype or multiplies_in_bfloat16(how.device):
         return ""
     return "the processor has no bfloat16 products (no avx512_bf16, no amx_bf16)"
 
 
-def parse_arguments(arguments: list[str]) -> tuple[list[str], int | None, list[str]]:
-    """Names of cases (none: all), pairs, dtypes."""
+@dataclass(frozen=True, config=STRICT)
+class Options:
+    """How all cases are measured; pairs: None takes each case's own number."""
+
+    pairs: int | None = Field(None, ge=1)
+    dtype: Literal["", "float32", "bfloat16"] = ""
+    clock: Literal["wall", "processor"] = "wall"
+    device: Literal["cpu", "cuda"] = "cpu"
+    to: str = ""
+
+    def path(self) -> Path:
+        return RESULT.with_stem(f"{RESULT.stem}-{self.to}") if self.to else RESULT
+
+
+def parse_arguments(arguments: list[str]) -> tuple[list[str], Options]:
+    """Names of cases (none: all), and the rest."""
     options = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
     known = [*CASES, "growth"]
     names = [argument for argument in arguments if "=" not in argument] or known
     for name in names:
         if name not in known:
             raise InputError(f"{name!r} is no case: {nearest(name, known)}")
-    if wrong := set(options) - {"pairs", "dtype"}:
-        raise InputError(f"{wrong.pop()!r} is no option: give pairs=N or dtype=float32 or dtype=bfloat16")
-    pairs, dtype = options.get("pairs", "0"), options.get("dtype", "")
-    if "pairs" in options and (not pairs.isdecimal() or not int(pairs)):
-        raise InputError(f"pairs={pairs} must be a whole number from 1 on")
-    if dtype not in ("", "float32", "bfloat16"):
-        raise InputError(f"dtype={dtype} must be float32 or bfloat16")
-    return names, int(pairs) or None, [dtype] if dtype else ["float32", "bfloat16"]
+    return names, build(Options, options, text=True)
 
 
 def set_floors(results: dict) -> None:
@@ -250,46 +278,46 @@ def describe(name: str, dtype: str, result: dict) -> dict:
 
 
 def main(arguments: list[str]) -> None:
-    names, pairs, dtypes = parse_arguments(arguments)
+    names, options = parse_arguments(arguments)
     from experiments.draw_speed import draw, save  # here, for each side imports this module
 
     os.environ.update(QUIET)
     for name in names:
-        for dtype in dtypes:
+        for dtype in [options.dtype] if options.dtype else ["float32", "bfloat16"]:
             print(f"{name}, {dtype} ...", file=sys.stderr, flush=True)
             began = time.monotonic()
-            result = measure(name, dtype, pairs, is_forced=len(dtypes) == 1)
-            result |= describe_setting(arguments) | {"took": round(time.monotonic() - began)}
-            results = keep(name, dtype, result)
-    save(draw(results), RESULT.with_suffix(".svg"))
+            result = measure(name, dtype, options)
+            result |= describe_setting(arguments, options.device) | {"took": round(time.monotonic() - began)}
+            results = keep(options.path(), name, dtype, result)
+    save(draw(results), options.path().with_suffix(".svg"))
     show(results)
 
 
-def describe_setting(arguments: list[str]) -> dict:
+def describe_setting(arguments: list[str], device: str) -> dict:
     """What a result says of how it was made."""
     return {
         "command": " ".join(["python -m experiments.speed", *arguments]),
         "commit": read_commit(),
-        "machine": describe_machine(),
+        "machine": describe_machine(device),
         "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers", "peft")},
     }
 
 
-def measure(name: str, dtype: str, pairs: int | None, is_forced: bool) -> dict:
-    if reason := explain_skip(name, dtype, is_forced):
+def measure(name: str, dtype: str, options: Options) -> dict:
+    if reason := explain_skip(name, dtype, options):
         return {"not_available": reason}
     if name == "growth":
-        return measure_growth(getattr(torch, dtype))
-    return measure_case(CASES[name], getattr(torch, dtype), pairs or CASES[name].pairs)
+        return measure_growth(getattr(torch, dtype), options)
+    return measure_case(CASES[name], getattr(torch, dtype), options)
 
 
-def keep(name: str, dtype: str, result: dict) -> dict:
-    """Puts one result into speed.json and leaves the others there -> all of them."""
-    results = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+def keep(path: Path, name: str, dtype: str, result: dict) -> dict:
+    """Puts one result into a file and leaves the others there -> all of them."""
+    results = json.loads(path.read_text()) if path.exists() else {}
     results.setdefault(name, {})[dtype] = result
     set_floors(results)
-    write_result(RESULT, results)
-    return json.loads(RESULT.read_text())
+    write_result(path, results)
+    return json.loads(path.read_text())
 
 
 def show(results: dict) -> None:
