@@ -20,9 +20,11 @@ class Cell:
 
     settings: train.py's, without lr and seed. rates: the learning rates, of which the dev loss chooses (none:
     nothing is trained). runs: seeds 0, 1, ... of the chosen one. alphas: the length penalties, of which dev
-    chooses by its texts. dev: records for these texts, all if 0. subsets: every two seeds share a random
-    subset of the training pairs. meteor: whether seed 0 is measured by METEOR, too. folder: where its results
-    are, which cells of equal settings share.
+    chooses by its texts. dev: records for these texts, all if 0. subsets: so many seeds share a random subset
+    of the training pairs; 0: all have the same pairs. meteor: whether seed 0 is measured by METEOR, too.
+    examples: so many pairs are in front of a record, and nothing is trained. frame: words around it, for
+    texts that are lines; none: the tokens of a training pair. folder: where its results are, which cells of
+    equal settings share.
     """
 
     name: str
@@ -32,17 +34,20 @@ class Cell:
     runs: int = 1
     alphas: tuple[float, ...] = ()
     dev: int = 0
-    subsets: bool = False
+    subsets: int = 0
     meteor: bool = False
+    examples: int = 0
+    frame: str = ""
 
     def path(self, lr: float, seed: int) -> Path:
         return self.folder / f"{self.name}-{lr:g}-{seed}.json"
 
     def arguments(self, lr: float, seed: int) -> list[str]:
-        """What train.py is given."""
+        """What train.py is given: each key once, of settings that come again the last."""
         rate = [f"lr={lr:g}"] if lr else []
-        subset = [f"subset={seed // 2}"] if self.subsets else []
-        return [*self.settings, *rate, *subset, f"seed={seed}"]
+        subset = [f"subset={seed // self.subsets}"] if self.subsets else []
+        settings = [*self.settings, *rate, *subset, f"seed={seed}"]
+        return [f"{key}={value}" for key, value in dict(text.split("=", 1) for text in settings).items()]
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,7 @@ class Scale:
     methods: dict[str, list[str]]
     rates: dict[str, list[float]]
     cells: list[dict] = field(default_factory=list)
+    about: str = ""
 
 
 def read_scale(name: str) -> Scale:
@@ -78,7 +84,7 @@ def make_artefacts(scale: Scale) -> dict[str, dict[str, Cell]]:
     for cell in (cell for spec in [*scale.cells, *shared] for cell in make_cells(scale, spec)):
         # prefix-10 of Table 5 is a point of Fig. 4, too: it is run once
         settings = frozenset(dict(setting.split("=", 1) for setting in cell.settings).items())
-        alike = (settings, bool(cell.rates), cell.alphas, cell.dev, cell.subsets)
+        alike = (settings, bool(cell.rates), cell.alphas, cell.dev, cell.subsets, cell.examples)
         home = homes.setdefault(alike, cell)
         taken = {key: getattr(home, key) for key in ("name", "folder", "rates", "meteor")}
         artefacts.setdefault(cell.folder.name, {})[cell.name] = replace(cell, **taken)
@@ -101,7 +107,8 @@ def make_cell(scale: Scale, spec: dict, values: dict) -> Cell:
     settings = (*itertools.chain(*groups), *scale.methods[values["method"]], *own)
     grid = scale.rates[spec.get("grid", values["method"]).format(**values)]
     rates = spec.get("rates", grid if {home, place} & set(scale.tuned) else grid[:1])
-    options = {key: spec[key] for key in ("dev", "subsets", "meteor") if key in spec}
+    names = ("dev", "subsets", "meteor", "examples", "frame")
+    options = {key: values[key] for key in names if key in values}
     alphas = tuple(spec.get("alphas", ()))
     runs = spec.get("runs", scale.runs)
     return Cell(name, settings, tuple(rates), scale.folder / home, runs, alphas, **options)
@@ -120,8 +127,9 @@ def choose_rate(runs: dict[tuple[float, int], dict]) -> float | None:
 
 
 def read_dev_loss(run: dict) -> float:
-    """What chooses a learning rate, in nats; BLEU of some dozen records is a lottery."""
-    return run["dev_loss"][-1][1] if run.get("dev_loss") else math.inf
+    """Of the theta that was kept; it chooses a learning rate, for BLEU of some dozen records is a lottery."""
+    looks = dict(run.get("dev_loss", []))  # older runs kept the last
+    return looks.get(run.get("kept_step", max(looks, default=0)), math.inf)
 
 
 def merit(metrics: dict) -> float:

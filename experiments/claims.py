@@ -3,18 +3,19 @@ verdict on each. results/NOTES.md tells the rules."""
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 from scipy import stats
 
-from experiments.artefacts import Cell, Scale, choose_rate, make_artefacts, read_runs
+from experiments.artefacts import Cell, Scale, choose_rate, make_artefacts, read_dev_loss, read_runs
 from experiments.keep import RESULTS, read_table
 
 LOSS = "dev loss"
 # How far "as good" may lie behind and "no matter" apart: independent reruns of the paper differ by 1 to 1.5
 # points of BLEU; seeds of ours mostly by 0.01 to 0.1 nats.
 TIE_POINTS, TIE_NATS = 1.5, 0.02
+WORDS = {"holds partly": "partly", "mixed": "partly", "does not hold here": "not here"}
 
 
 class Results:
@@ -65,7 +66,7 @@ def flatten(run: dict, cell: Cell) -> dict:
     """Settings, costs and test figures of a run side by side; those of a group are "seen BLEU" and so on."""
     groups = run["test"].get("groups", {}).items()
     parts = {f"{group} {name}": figure for group, figures in groups for name, figure in figures.items()}
-    losses = {"curve": run.get("loss"), LOSS: run["dev_loss"][-1][1] if run.get("dev_loss") else None}
+    losses = {"curve": run.get("loss"), LOSS: read_dev_loss(run) if run.get("dev_loss") else None}
     facts = {"unit": run["config"]["subset" if cell.subsets else "seed"]}
     facts |= {"hours": run.get("seconds", run.get("train_seconds", 0)) / 3600}
     return run | run["config"] | run["test"] | parts | losses | facts
@@ -75,7 +76,7 @@ def flatten(run: dict, cell: Cell) -> dict:
 class Comparison:
     """ours: the mean difference, more being better for the claim; None where it was not run. half: of its 95%
     interval; None for fewer than three runs. kind: what is claimed: "better", "as good", "equal", or "times"
-    for a ratio.
+    for a ratio. runs: how many differences there are.
     """
 
     label: str
@@ -84,6 +85,7 @@ class Comparison:
     half: float | None = None
     paper: float | None = None
     kind: str = "better"
+    runs: int = 0
 
     def judge(self) -> str:
         """Is it so? yes, no or unclear; "" where it was not run."""
@@ -120,11 +122,25 @@ class Claim:
         found = [verdict for comparison in self.comparisons if (verdict := comparison.judge())]
         if not found:
             return "not tested here"
-        if "yes" in found:
-            text = "holds" if set(found) == {"yes"} else "mixed" if "no" in found else "holds partly"
-        else:
-            text = "does not hold here" if "no" in found else "undecided"
+        text = weigh(found)
         return text if len(found) == len(self.comparisons) else f"{text} (not all of it was run)"
+
+    def answer(self) -> tuple[str, str]:
+        """The verdict in a word or two, and "one run" or so where no comparison has enough for an interval:
+        then the differences themselves are judged."""
+        found = [c for c in self.comparisons if c.ours is not None]
+        if not found:
+            return "not run", ""
+        runs = max(c.runs for c in found) if all(c.half is None for c in found) else 0
+        text = weigh([replace(c, half=0.0).judge() if runs else c.judge() for c in found])
+        return WORDS.get(text, text), {0: "", 1: "one run"}.get(runs, f"{runs} runs")
+
+
+def weigh(verdicts: list[str]) -> str:
+    """What comparisons that are so (yes), not so (no) or unclear say of their claim."""
+    if "yes" in verdicts:
+        return "holds" if set(verdicts) == {"yes"} else "mixed" if "no" in verdicts else "holds partly"
+    return "does not hold here" if "no" in verdicts else "undecided"
 
 
 def read_claims(results: Results) -> list[Claim]:
@@ -139,8 +155,10 @@ def read_claims(results: Results) -> list[Claim]:
 def compare(results: Results, row: dict) -> list[Comparison]:
     """One row of claims.toml, by each of its measures."""
     label, kind, paper = row["label"], row["kind"], row.get("paper")
-    if "speed" in row:
-        return [Comparison(label, "ratio", *summarise(read_speed(row["speed"])), paper, kind)]
+    if "speed" in row:  # what was measured without any data, beside the costs
+        ratios = read_speed(row["speed"])
+        found = [Comparison(label, "ratio", *summarise(ratios), paper, kind, len(ratios))]
+        return found if "costs" in results.artefacts else []
     ours, other = (list_places(row[side], results.scale) for side in ("ours", "other"))
     if not results.knows([*ours, *other]):
         return []
@@ -148,7 +166,9 @@ def compare(results: Results, row: dict) -> list[Comparison]:
     for i, measure in enumerate(row["measures"]):
         a, b = (results.average(places, measure) for places in (ours, other))
         gaps = a / b if kind == "times" else b - a if measure == LOSS else a - b
-        found.append(Comparison(label, measure, *summarise(gaps.dropna()), None if i else paper, kind))
+        gaps = gaps.dropna()
+        published = None if i else paper
+        found.append(Comparison(label, measure, *summarise(gaps), published, kind, len(gaps)))
     return found
 
 

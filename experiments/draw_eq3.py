@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-TOKENS = ["P₁", "P₂", "P₃", "name", ": Blue", "Spice", "BOS", "Blue", "Spice", "is"]
-KINDS = "PPPxxxyyyy"
+# The separator is the last token of x: it predicts the first of y. minprefix/texts.py frames them so.
+TOKENS = ["P₁", "P₂", "P₃", "name", ": Blue", "Spice", "&lt;eos&gt;", "Blue", "Spice", "is …"]
+KINDS = "PPPxxxxyyy"
 COLOURS = {"P": "#d55e00", "x": "#9fb4c7", "y": "#dfe7ee"}  # told apart in print and by the colour-blind
 LAYERS, WIDTH, HEIGHT, LEFT, TOP = 4, 66, 30, 124, 64
 
@@ -38,8 +39,8 @@ def draw() -> str:
     parts.append(f'<path d="M{x1} {seen} C{x1 - 90} 24 {LEFT + 190} 24 {LEFT + 30} {seen}" class="sees"/>')
     parts.append(text(LEFT + 5 * WIDTH, 18, "every later step attends to all slots on its left", size=13))
     parts += brace(0, 2, "P_idx: hᵢ = P_θ[i, :]  (trained)")
-    parts += brace(3, 5, "X_idx: hᵢ = LM_φ(zᵢ, h&lt;ᵢ)")
-    parts += brace(6, 9, "Y_idx: the same; its loss is Eq. 2")
+    parts += brace(3, 6, "X_idx: hᵢ = LM_φ(zᵢ, h&lt;ᵢ)")
+    parts += brace(7, 9, "Y_idx: the same; loss: Eq. 2")
     width, height = LEFT + len(TOKENS) * WIDTH + 16, TOP + LAYERS * HEIGHT + 66
     style = "<style>text{font-family:sans-serif;fill:#1b2733}.sees{fill:none;stroke:#33475b}</style>"
     size = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"'

@@ -8,6 +8,7 @@ BLEU. WORK/STEPS-RECORDS keeps the prefixes and a JSON for each piece, which is 
 goes on where it was. summary.json there holds the table that is printed.
 """
 
+import dataclasses
 import json
 import statistics
 import time
@@ -29,11 +30,11 @@ SEEDS, LR = range(5), 2e-3  # the rate that had the best dev BLEU in that cell
 def train_seed(work: Path, seed: int, max_steps: int) -> None:
     """Leaves WORK/SEED.pt; goes on from its state if a run was stopped."""
     out, state = work / f"{seed}.pt", work / f"{seed}.state.pt"
-    own = [f"out={out}", "eval_limit=1", f"max_steps={max_steps}"]  # later settings win
+    own = (*CELL.settings, f"out={out}", "eval_limit=1", f"max_steps={max_steps}")  # later settings win
     if state.exists():
         train.main([f"resume={state}"])
     elif not out.exists():
-        train.main([*CELL.arguments(LR, seed), *own])
+        train.main(dataclasses.replace(CELL, settings=own).arguments(LR, seed))
 
 
 def describe(work: Path, name: str, split: str, alpha: float, records: int) -> dict:

@@ -1,5 +1,7 @@
 """The pictures of the report."""
 
+import textwrap
+
 import matplotlib.pyplot as plt
 import pandas as pd
 
@@ -14,10 +16,8 @@ LOOKS = {
     "dev": {"color": GREY, "linestyle": ":", "marker": "D"},
 }
 LABELS = {"prefix": "prefix, through the MLP", "direct": "prefix, direct", "full": "full fine-tuning"}
-STARTS = {  # of Fig. 5, and their kinds
+STARTS = {  # of Fig. 5: those that are no words of the task, and their kinds
     "random": ("random", GREY),
-    "summarize": ("task words", ORANGE),
-    "table-to-text:": ("task words", ORANGE),
     "elephant": ("unrelated words", BLUE),
     "divide": ("unrelated words", BLUE),
 }
@@ -87,8 +87,8 @@ def draw_methods(axes, results: Results, artefact: str) -> list[int]:
 
 def list_places(results: Results, artefact: str, start: str) -> list[int]:
     """Every x of the cells START-x."""
-    names = (name.split("-") for name in results.artefacts[artefact])
-    return [int(x) for name, x in names if name == start]
+    rests = (name.removeprefix(f"{start}-") for name in results.artefacts[artefact])
+    return [int(rest) for rest in rests if rest.isdigit()]
 
 
 def draw_fig4(results: Results) -> plt.Figure:
@@ -99,7 +99,7 @@ def draw_fig4(results: Results) -> plt.Figure:
         lengths = list_places(results, "fig4", start)
         runs = {length: results.list_runs(f"fig4/{start}-{length}") for length in lengths}
         runs = {length: found for length, found in runs.items() if len(found)}
-        texts = {length: found[metric] for length, found in runs.items()}
+        texts = {length: results.values(f"fig4/{start}-{length}", metric) for length in runs}
         draw_means(left, texts, LOOKS["prefix"] | {"label": LABELS["prefix"]})
         draw_losses(right, runs)
         left.set(xlabel="|P|", ylabel=f"test {metric}", xscale="log", title=title)
@@ -127,12 +127,14 @@ def average_end(curve: list[list[float]]) -> float:
 def draw_fig5(results: Results) -> plt.Figure:
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
     for axes, data in zip(panels, ("100", "all")):
-        for i, (init, (_, colour)) in enumerate(STARTS.items()):
-            values = results.values(f"fig5/{init.strip(':')}-{data}", "BLEU")
+        inits = [name[: -len(data) - 1] for name in results.artefacts["fig5"] if name.endswith(f"-{data}")]
+        kinds = [STARTS.get(init, ("task words", ORANGE)) for init in inits]
+        for i, (init, (_, colour)) in enumerate(zip(inits, kinds)):
+            values = results.values(f"fig5/{init}-{data}", "BLEU")
             draw_means(axes, {i: values}, {"color": colour, "marker": "o"})
         axes.set(ylabel="test BLEU", title=f"{data} pairs")
-        labels = [f"{init}\n({kind})" for init, (kind, _) in STARTS.items()]
-        axes.set_xticks(range(len(STARTS)), labels, fontsize=6)
+        labels = [f"{textwrap.fill(init, 16)}\n({kind})" for init, (kind, _) in zip(inits, kinds)]
+        axes.set_xticks(range(len(inits)), labels, fontsize=6)
     return figure
 
 
@@ -156,7 +158,7 @@ def draw_claims(claims: list[Claim]) -> plt.Figure:
 def list_rows(claims: list[Claim]) -> list[tuple[str, list[Comparison]]]:
     """A line for each claim, then one for each comparison that was run."""
     rows = []
-    for number, claim in enumerate(claims, start=1):
+    for number, claim in enumerate(claims):
         text = claim.text if len(claim.text) < 70 else f"{claim.text[:68]} …"
         pairs = {label: [c for c in pair if c.ours is not None] for label, pair in claim.pairs().items()}
         found = [(label, pair) for label, pair in pairs.items() if pair and pair[0].kind != "times"]

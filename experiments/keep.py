@@ -59,12 +59,21 @@ def read_commit() -> str:
     return subprocess.run(command, cwd=HERE, capture_output=True, text=True).stdout.strip()
 
 
-def describe_machine() -> str:
-    """The processor (by its name where Linux tells it), the threads in use and torch's version."""
+def describe_machine(device: str = "cpu") -> str:
+    """The processor (by its name where Linux tells it) with the threads in use, or the GPU; and torch's
+    version."""
+    if device != "cpu":
+        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
     cpuinfo = Path("/proc/cpuinfo")
     model = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
     processor = model[1] if model else platform.machine()
     return f"{processor}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def wait_for(device: str) -> None:
+    """Until a GPU has done what it was given, so that a clock can be read."""
+    if device != "cpu":
+        torch.cuda.synchronize()
 
 
 def read_memory(key: str = "VmRSS") -> int:

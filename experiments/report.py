@@ -1,8 +1,9 @@
-"""Draws what experiments/run.py found beside the paper's numbers: python experiments/report.py [paper]
+"""Draws what experiments/run.py found beside the paper's numbers: python experiments/report.py [SCALE ...]
 
-Needs the extra `experiments`. Writes REPORT.md and its pictures to experiments/results/: a verdict for each
-claim of the paper, every comparison behind them, and every table and figure that has results. Why it came out
-so stands in experiments/results/NOTES.md, which is written by hand.
+Needs the extra `experiments`. Writes REPORT.md and its pictures to experiments/results/, and for a real model
+(SCALE: smollm2, paper) to a folder in there; without SCALE all that have results. First the answer, by model;
+then a verdict for each claim of the paper, every comparison behind them, and every table and figure. Why it
+came out so stands in experiments/results/NOTES.md, which is written by hand.
 """
 
 import os
@@ -16,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the editable 
 
 from experiments.artefacts import SCALES, Scale
 from experiments.claims import LOSS, Claim, Comparison, Results, read_claims
+from experiments.draw_answer import draw_answer
 from experiments.draw_speed import save
 from experiments.figures import DRAW, draw_claims
 from experiments.keep import RESULTS, read_table
@@ -24,6 +26,15 @@ from minprefix.methods import make_theta
 from minprefix.store import write_atomically
 
 PUBLISHED = read_table("published")
+MODELS = {"mini": "gpt2-mini, 7M", "smollm2": "SmolLM2, 135M", "paper": "GPT-2 medium, 355M"}
+# What claim 0 is about, on E2E.
+FIRST = {
+    "nothing trained": ["table5/untuned"],
+    "words": ["table5/words-write", "table5/words-describe", "table5/words-is"],
+    "4 examples read": ["table5/examples-4"],
+    "prefix": ["table2/e2e-prefix"],
+    "full fine-tuning": ["table2/e2e-full"],
+}
 TITLES = {
     "e2e": "E2E with longer runs (no table of the paper)",
     "table2": "Table 2: methods",
@@ -35,6 +46,8 @@ TITLES = {
     "fig5": "Fig. 5: where the prefix starts",
     "fig6": "Fig. 6: share of the training data",
     "costs": "What the methods cost",
+    "whole": "Five epochs of all of E2E (no table of the paper)",
+    "search": "What else was tried with 100 pairs (no table of the paper)",
 }
 E2E = ("BLEU", "NIST", "METEOR", "ROUGE-L (COCO)", "CIDEr", "length_ratio", LOSS)
 WEBNLG = tuple(f"{part}{name}" for name in ("BLEU", "METEOR", "TER") for part in ("seen ", "unseen ", ""))
@@ -60,17 +73,41 @@ def write_head(names: list[str]) -> list[str]:
     return [write_row(names), "|---" * len(names) + "|"]
 
 
-def write_verdicts(claims: list[Claim]) -> list[str]:
-    lines = write_head(["", "claim", "in the paper", "here"])
-    for number, claim in enumerate(claims, start=1):
-        lines.append(write_row([str(number), claim.text, claim.place, f"**{claim.judge()}**"]))
+def write_answer(known: dict[str, Results]) -> list[str]:
+    """BLEU without, with words, examples or a prefix, and with everything trained, for each model at hand."""
+    lines = write_head(["E2E, BLEU", *FIRST])
+    for name, results in known.items():
+        cells = [format_values(results.average(places, "BLEU")) for places in FIRST.values()]
+        lines.append(write_row([MODELS[name], *cells]))
+    paper = [PUBLISHED["table2"][f"e2e-{method}"].split()[0] for method in ("prefix", "full")]
+    return [*lines, write_row([f"{MODELS['paper']}, the paper's", "", "", "", *paper])]
+
+
+def format_values(values: pd.Series) -> str:
+    """Mean ± standard deviation of three runs or more, else how many there are."""
+    if values.empty:
+        return "not run"
+    count = "one run" if len(values) == 1 else f"{len(values)} runs"
+    return (
+        f"{values.mean():.1f} ± {values.std():.1f}" if len(values) > 2 else f"{values.mean():.1f} ({count})"
+    )
+
+
+def write_verdicts(name: str, claims: dict[str, list[Claim]]) -> list[str]:
+    """A row for each claim: in full for the scale of this report, in short for the others."""
+    others = [found for other, found in claims.items() if other != name]
+    names = [MODELS[other] for other in claims if other != name]
+    lines = write_head(["", "claim", "in the paper", "here", *names])
+    for number, claim in enumerate(claims[name]):
+        short = [", ".join(filter(None, found[number].answer())) for found in others]
+        lines.append(write_row([str(number), claim.text, claim.place, f"**{claim.judge()}**", *short]))
     return lines
 
 
 def write_comparisons(claims: list[Claim]) -> list[str]:
     names = ["claim", "comparison", "in points, or times", "the paper's", "so?", "in nats of dev loss", "so?"]
     lines = write_head(names)
-    for number, claim in enumerate(claims, start=1):
+    for number, claim in enumerate(claims):
         for label, (texts, *losses) in claim.pairs().items():
             kind = "" if texts.kind in ("better", "times") else f" ({texts.kind})"
             paper = "" if texts.paper is None else format_difference(texts, texts.paper)
@@ -98,8 +135,8 @@ def write_artefact(results: Results, artefact: str) -> list[str]:
         return [*write_costs(results), "", *write_numbers()]
     lines = [f"![{TITLES[artefact]}]({artefact}.svg)", ""] if artefact in DRAW else []
     for start, columns in COLUMNS.get(artefact, {"": E2E}).items():
-        names = [name for name in results.artefacts[artefact] if name.startswith(start)]
-        lines += [*write_table(results, artefact, names, columns), ""]
+        if names := [name for name in results.artefacts[artefact] if name.startswith(start)]:
+            lines += [*write_table(results, artefact, names, columns), ""]
     if artefact == "table5":
         paper = PUBLISHED["table2"]["e2e-prefix"].split()
         lines.insert(-1, write_row(["prefix, length 5, the paper's", "", "", *paper, "", ""]))
@@ -112,7 +149,7 @@ def write_table(results: Results, artefact: str, names: list[str], columns: tupl
     for name in names:
         runs = results.list_runs(f"{artefact}/{name}")
         published = PUBLISHED.get(artefact, {}).get(name, "").split()
-        cells = [format_values(runs, column) for column in columns]
+        cells = [format_column(runs, column) for column in columns]
         cells = [f"{ours} ({paper})" for ours, paper in zip(cells, published)] + cells[len(published) :]
         # at 1e-9 nothing moves
         trained = results.artefacts[artefact][name].rates and len(runs) and runs["lr"].iloc[0] > 1e-6
@@ -121,7 +158,7 @@ def write_table(results: Results, artefact: str, names: list[str], columns: tupl
     return lines
 
 
-def format_values(runs: pd.DataFrame, column: str) -> str:
+def format_column(runs: pd.DataFrame, column: str) -> str:
     """Mean ± standard deviation [number of runs, where some lack it] [the interval of seed 0]."""
     values = runs.get(column, pd.Series(dtype=float)).dropna()
     if values.empty:
@@ -194,7 +231,8 @@ def list_missing(results: Results) -> list[str]:
             tried = results.tried[results.tried["place"] == f"{artefact}/{name}"]
             seeds, rates = tried["chosen"].sum(), (tried["seed"] == 0).sum()
             if seeds < cell.runs or rates < len(cell.rates):
-                wanted = f"{seeds} of {cell.runs} seeds, {rates} of {len(cell.rates)} learning rates"
+                wanted = f"{seeds} of {cell.runs} seeds"
+                wanted += f", {rates} of {len(cell.rates)} learning rates" if cell.rates else ""
                 lines.append(f"- {artefact}, {name}: {wanted} are there")
     return lines or ["Nothing is missing."]
 
@@ -202,23 +240,21 @@ def list_missing(results: Results) -> list[str]:
 def write_report(name: str, scale: Scale) -> Path:
     """Draws the pictures, writes REPORT.md beside them and returns its path."""
     results = Results(scale)
-    claims = read_claims(results)
-    more = "" if name == "mini" else f" {name}"
+    known = {name: results} | ({"smollm2": Results(SCALES["smollm2"])} if name == "mini" else {})
+    claims = {other: read_claims(found) for other, found in known.items()}
     done = [artefact for artefact in results.artefacts if artefact in set(results.runs["artefact"])]
     for artefact in set(done) & set(DRAW):
         save(DRAW[artefact](results), scale.folder / f"{artefact}.svg")
-    save(draw_claims(claims), scale.folder / "claims.svg")
-    notes = os.path.relpath(RESULTS / "NOTES.md", RESULTS / read_table(name)["folder"])
-    lines = ["# The paper's tables and figures, here", ""]
-    lines += [f"Written by `python experiments/report.py{more}` from the JSON files in this folder."]
-    lines += [f"[NOTES.md]({notes}) says how to read it and why, we think, it came out so.", ""]
-    lines += ["## Verdicts", "", *write_verdicts(claims), "", "![comparisons](claims.svg)", ""]
-    lines += ["## The comparisons behind them", "", *write_comparisons(claims), ""]
-    lines += ["## Tables and figures", "", LEGEND, ""]
+    save(draw_claims(claims[name]), scale.folder / "claims.svg")
+    answer = draw_answer({MODELS[other]: found for other, found in claims.items()}, MODELS["paper"])
+    (scale.folder / "answer.svg").write_text(answer, encoding="utf-8")
+    lines = [*write_opening(name, known), "## Verdicts", "", *write_verdicts(name, claims), ""]
+    lines += ["![comparisons](claims.svg)", ""]
+    lines += ["## The comparisons behind them", "", *write_comparisons(claims[name]), ""]
+    lines += ["## Tables and figures", "", f"{LEGEND} {scale.about}".strip(), ""]
     for artefact in done:
-        command = f"python -m experiments.run {artefact}{more}"
-        lines += [f"### {TITLES[artefact]}", "", describe_runs(results, artefact, command), ""]
-        lines += [*write_artefact(results, artefact), ""]
+        facts = describe_runs(results, artefact, f"python -m experiments.run {artefact}{name_scale(name)}")
+        lines += [f"### {TITLES[artefact]}", "", facts, "", *write_artefact(results, artefact), ""]
     lines += ["## Not run", "", *list_missing(results), ""]
     lines += ["## Learning rates", "", *write_grid(results)]
     path = scale.folder / "REPORT.md"
@@ -226,6 +262,36 @@ def write_report(name: str, scale: Scale) -> Path:
     return path
 
 
+def write_opening(name: str, known: dict[str, Results]) -> list[str]:
+    """The answer of ten seconds, what decides it, and where everything else comes from."""
+    notes = os.path.relpath(RESULTS / "NOTES.md", RESULTS / read_table(name)["folder"])
+    lines = ["# The paper's tables and figures, here", ""]
+    lines += ["![each claim of the paper by model: holds, partly, not here, or not run](answer.svg)", ""]
+    lines += [read_note("What decides it"), "", *write_answer(known), ""]
+    lines += [
+        f"Written by `python experiments/report.py{name_scale(name)}` from the JSON files in this folder."
+    ]
+    lines += [f"[NOTES.md]({notes}) says how to read it and why, we think, it came out so."]
+    if name == "mini":
+        lines += [
+            "On summaries gpt2-mini's place is taken by bart-mini, which has 10 million parameters. All of"
+        ]
+        lines += ["SmolLM2's tables are in [a report of its own](smollm2/REPORT.md)."]
+    return [*lines, ""]
+
+
+def name_scale(name: str) -> str:
+    """What a command needs to be of this scale."""
+    return "" if name == "mini" else f" {name}"
+
+
+def read_note(title: str) -> str:
+    """A section of NOTES.md."""
+    text = (RESULTS / "NOTES.md").read_text(encoding="utf-8")
+    return text.split(f"## {title}\n")[1].split("\n## ")[0].strip()
+
+
 if __name__ == "__main__":
-    name = next((name for name in SCALES if name in sys.argv[1:]), "mini")
-    print(f"wrote {write_report(name, SCALES[name])}")
+    asked = [name for name in SCALES if name in sys.argv[1:]]
+    for name in asked or [name for name, scale in SCALES.items() if [*scale.folder.glob("*/*.json")]]:
+        print(f"wrote {write_report(name, SCALES[name])}")

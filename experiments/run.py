@@ -1,7 +1,8 @@
-"""Runs the cells of a table or figure of the paper, or prints what there is of them.
+"""Runs the cells of a table or figure of the paper, or prints what there is of them, or measures METEOR where
+the machine of the runs had no Java.
 
     MINPREFIX_DATA=FOLDER python -m experiments.run ARTEFACT [SCALE] [seeds=N] [CELL[=LR] ...]
-    python -m experiments.run ARTEFACT [SCALE] table
+    python -m experiments.run ARTEFACT [SCALE] table|meteor
 
 experiments/artefacts.py lists artefacts and cells, experiments/tables/mini.toml the learning rates. First
 every cell runs with seed 0 at each of its learning rates, or at those given; then dev chooses one, and the
@@ -12,8 +13,10 @@ processes may share a grid: start the same command in each.
 """
 
 import dataclasses
+import itertools
 import json
 import math
+import random
 import re
 import statistics
 import time
@@ -31,18 +34,21 @@ from experiments.artefacts import (
     read_dev_loss,
     read_runs,
 )
+from experiments.cartridges import keep_sites
 from experiments.keep import claim, describe_machine, read_commit, read_peak, reset_peak, start, write_result
 from experiments.score import score_records
 from minprefix.checks import InputError
 from minprefix.config import Config, parse_config, restore_config
-from minprefix.hub import load_lm
-from minprefix.methods import collapse
+from minprefix.prefix import read_activations
 from minprefix.store import save_prefix
-from tasks import DataFiles, choose_presets, find_files, find_task, pick, read_split
+from minprefix.texts import encode_source, encode_target, generate_texts
+from tasks import DataFiles, choose_presets, find_files, find_task, list_pairs, pick, read_split
 from train import (
     State,
     cut_log,
     describe_split,
+    finish,
+    load_frozen,
     load_state,
     log_path,
     score_texts,
@@ -50,6 +56,7 @@ from train import (
     train,
 )
 
+TEXTS = 20  # of a run, that its result shows
 SENTENCE = re.compile(r".+?[.!?]['\"’”)]*(?=\s|$)")
 
 
@@ -58,7 +65,10 @@ def main(arguments: list[str]) -> None:
         print(__doc__)
         return
     name, cells, seeds = parse(arguments)
-    if "table" not in arguments:
+    if "meteor" in arguments:
+        for path in (cell.path(*run) for cell in cells.values() for run in read_runs(cell)):
+            add_meteor(path)
+    elif "table" not in arguments:
         run_grid(name, cells, seeds)
     print_table(cells)
 
@@ -67,7 +77,7 @@ def parse(arguments: list[str]) -> tuple[str, dict[str, Cell], int]:
     """The artefact's name, those of its cells that are asked for, and the most seeds of one."""
     scale = next((SCALES[word] for word in arguments if word in SCALES), MINI)
     artefacts = make_artefacts(scale)
-    name, *words = [word for word in arguments if word not in SCALES and word != "table"] or [""]
+    name, *words = [word for word in arguments if word not in (*SCALES, "table", "meteor")] or [""]
     if name not in artefacts:
         raise InputError(f"unknown artefact '{name}': choose one of {', '.join(artefacts)}")
     cells, chosen, seeds = artefacts[name], {}, 1000
@@ -133,7 +143,8 @@ def run_cell(cell: Cell, lr: float, seed: int, commit: str) -> None:
     if files.is_sample and config.data != "sample":
         raise InputError(f"{config.dataset} is needed, not its sample: set MINPREFIX_DATA ({files.detail})")
     began = time.monotonic()
-    found = run_method(cell, config, files) if cell.rates else run_lead(cell, config, files)
+    kind = run_method if cell.rates else run_examples if cell.examples else run_lead
+    found = kind(cell, config, files)
     described = found.pop("described")
     result = {
         "artefact": cell.folder.name,  # where a cell that several artefacts share is at home
@@ -141,14 +152,30 @@ def run_cell(cell: Cell, lr: float, seed: int, commit: str) -> None:
         "command": name_command(cell, lr, seed),
         "config": dataclasses.asdict(dataclasses.replace(config, out="")),
         "data": files.origin,
-        "machine": f"{describe_machine()}, {device}",
+        "machine": describe_machine(device),
         "commit": commit,
         "seconds": round(time.monotonic() - began),
         **found,
-        "texts": [{"source": record.source, "text": text} for record, text in pick(described, 20)],
+        "texts": list_texts(described, 0 if found["test"].get("METEOR missing") else TEXTS),
     }
     write_result(path, result)
     remove_traces(out)
+
+
+def list_texts(described: list, count: int) -> list[dict]:
+    """So many of the texts, all if 0, each with its record."""
+    return [{"source": record.source, "text": text} for record, text in pick(described, count)]
+
+
+def add_meteor(path: Path) -> None:
+    """Measures METEOR where the machine of the run had none, by all the texts that such a result keeps."""
+    result = json.loads(path.read_text(encoding="utf-8"))
+    if result["test"].get("METEOR missing"):
+        config = restore_config(result["config"])
+        records = pick(read_split(find_files(config.dataset, config.data), "test"), config.eval_limit)
+        described = list(zip(records, [pair["text"] for pair in result["texts"]], strict=True))
+        result["test"] = measure(Cell("", (), (), path.parent, meteor=True), config, described)
+        write_result(path, result | {"texts": list_texts(described, TEXTS)})
 
 
 def name_command(cell: Cell, lr: float, seed: int) -> str:
@@ -163,19 +190,21 @@ def name_command(cell: Cell, lr: float, seed: int) -> str:
 def run_method(cell: Cell, config: Config, files: DataFiles) -> dict:
     """One training, with what it cost and what came of it."""
     out = Path(config.out)
-    lm, tokenizer = load_lm(config.model, device=config.device)
+    config, lm, tokenizer = load_frozen(config)
     state = resume(config)
     cut_log(log_path(out), state.step if state else 0)
     reset_peak(config.device)
     began = time.monotonic()
-    theta = train(config, lm, tokenizer, files, state)
+    theta, kept = train(config, lm, tokenizer, files, state)
     costs = {"train_seconds": round(time.monotonic() - began), "peak_memory_bytes": read_peak(config.device)}
     costs |= {"resumed_at_step": state.step} if state else {}
-    saved = collapse(lm, config.method, theta, dataclasses.asdict(config), files.origin)
+    saved = finish(config, lm, theta, kept, files.origin)
     save_prefix(saved, out)
     stored = [*saved.sites.values(), *saved.tensors.values()]
     return {
         "model": lm.config.fingerprint,
+        "dtype": config.dtype,
+        **saved.metrics,
         **costs,
         "trained_numbers": sum(parameter.numel() for parameter in theta.parameters()),
         "stored_numbers": sum(tensor.numel() for tensor in stored),
@@ -218,6 +247,29 @@ def run_lead(cell: Cell, config: Config, files: DataFiles) -> dict:
     records = pick(read_split(files, "test"), config.eval_limit)
     described = [(record, first_sentence(record.source)) for record in records]
     return {"dev": {}, "test": measure(cell, config, described), "described": described}
+
+
+def run_examples(cell: Cell, config: Config, files: DataFiles) -> dict:
+    """In-context learning: worked examples in front of the record, as a prefix that was read, not trained."""
+    config, lm, tokenizer = load_frozen(config)
+    pairs = random.Random(config.seed).sample(list_pairs(read_split(files, "train")), cell.examples)
+    text = frame_examples(cell, lm, tokenizer, pairs)
+    prompt = keep_sites(lm, read_activations(lm, text, len(text)))
+    if cell.frame:  # there a text ends with its line
+        lm.config = dataclasses.replace(lm.config, eos_token_id=tokenizer.encode("\n")[0])
+    records = pick(read_split(files, "test"), config.eval_limit)
+    sources = [record.source for record in records]
+    texts = generate_texts(lm, tokenizer, sources, prompt, config.decoding(), frame=cell.frame)
+    described = list(zip(records, texts))
+    facts = {"model": lm.config.fingerprint, "dtype": config.dtype, "text_tokens": len(text), "dev": {}}
+    return facts | {"test": measure(cell, config, described), "described": described}
+
+
+def frame_examples(cell: Cell, lm, tokenizer, pairs: list[tuple[str, str]]) -> list[int]:
+    if cell.frame:
+        return tokenizer.encode("".join(f"{cell.frame.replace('{}', x)} {y}\n" for x, y in pairs))
+    framed = [encode_source(lm, tokenizer, x) + encode_target(lm, tokenizer, y) for x, y in pairs]
+    return list(itertools.chain.from_iterable(framed))
 
 
 def first_sentence(text: str) -> str:

@@ -5,24 +5,25 @@ Measures, and writes to experiments/results/users/:
     loading    COUNT prefix files (default 10,000) of the bundled model: time, memory and bytes
     sizes      bytes for a thousand, a million and a billion users, and how many rows a batch can have
 
-    MINPREFIX_DATA=FOLDER python -m experiments.users half FILE.pt [RECORDS]
+    MINPREFIX_DATA=FOLDER python -m experiments.users half FILE.pt [RECORDS] [OUT.pt]
 
 measures what storing a trained prefix in half precision does to its logits, and to BLEU on so many test
-records (default 120; 0: logits only). All of it needs Linux.
+records (default 120; 0: logits only). OUT.pt keeps the half, with its own figures. All of it needs Linux.
 """
 
-import dataclasses
 import multiprocessing
 import os
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from experiments.keep import RESULTS, describe_machine, read_memory, read_table, start, write_result
+from minprefix.checks import InputError
 from minprefix.config import Config
 from minprefix.generate import gather_prefixes, generate
 from minprefix.gpt2 import GPT2, GPT2Config
@@ -90,7 +91,7 @@ def measure_loading(count: int) -> dict:
         began = time.monotonic()
         for i in range(count):
             other = {"decoder": user.sites["decoder"] + i / count}
-            save_prefix(dataclasses.replace(user, sites=other), Path(folder) / f"{i}.pt")
+            save_prefix(replace(user, sites=other), Path(folder) / f"{i}.pt")
         seconds = time.monotonic() - began
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
             loading = process.submit(load_folder, Path(folder)).result()
@@ -151,14 +152,20 @@ def show_bytes(count: float) -> str:
     return f"{count:.3g} {units[0]}" if count < 1000 else f"{count:,.0f} {units[0]}"
 
 
-def measure_half(path: str, records: int) -> dict:
-    """A trained prefix against the same, stored as float16: logits over dev targets, and texts and BLEU."""
+def measure_half(path: str, records: int, out: str | None = None) -> dict:
+    """A trained prefix against the same, stored as float16: logits over dev targets, and texts and BLEU.
+
+    out: where the half stays, with the figures that were measured of it. InputError if it exists.
+    """
+    if out and Path(out).exists():
+        raise InputError(f"{out} exists and is not overwritten: give another name")
     whole = load_prefix(path)
     with tempfile.TemporaryDirectory() as folder:
-        save_prefix(whole, Path(folder) / "half.pt", torch.float16)
-        half = load_prefix(Path(folder) / "half.pt")
-        sizes = {"float32": Path(path).stat().st_size, "float16": (Path(folder) / "half.pt").stat().st_size}
-    config = dataclasses.replace(Config(**whole.config), eval_limit=records)
+        file = Path(folder) / "half.pt"
+        save_prefix(whole, file, torch.float16)
+        half = load_prefix(file)
+        sizes = {"float32": Path(path).stat().st_size, "float16": file.stat().st_size}
+    config = replace(Config(**whole.config), eval_limit=records)
     files = find_files(config.dataset, config.data, (config.source_key, config.target_key))
     lm, tokenizer = load_lm(config.model)
     result = {"prefix": Path(path).name, "data": files.origin, "bytes": sizes}
@@ -170,6 +177,9 @@ def measure_half(path: str, records: int) -> dict:
         named = {"float32": texts, "float16": others}
         result["test"] = {name: score_texts(config.dataset, found) for name, found in named.items()}
         result["texts that differ"] = sum(a != b for (_, a), (_, b) in zip(texts, others))
+    if out:  # without its old figures, and the place where the whole one was, which means nothing to others
+        metrics = result.get("test", {}).get("float16", {})
+        save_prefix(replace(half, config=half.config | {"out": ""}, metrics=metrics), out, torch.float16)
     return result
 
 
@@ -222,7 +232,8 @@ def show_sizes(result: dict) -> None:
 
 def main(arguments: list[str]) -> None:
     if arguments[:1] == ["half"]:
-        keep("half", measure_half(arguments[1], int(arguments[2]) if len(arguments) > 2 else 120))
+        path, records, *out = [*arguments[1:], "120"] if len(arguments) == 2 else arguments[1:]
+        keep("half", measure_half(path, int(records), *out))
         return
     keep("isolation", measure_isolation())
     keep("loading", measure_loading(int(arguments[0]) if arguments else 10_000))

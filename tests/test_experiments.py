@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -12,15 +13,17 @@ from pathlib import Path
 import pytest
 
 import train
-from experiments import meteor, run
-from experiments.artefacts import MINI, PAPER, Cell, Scale, choose_rate, make_artefacts, read_runs
+from experiments import meteor, run, score
+from experiments.artefacts import MINI, PAPER, SCALES, Cell, Scale, choose_rate, make_artefacts, read_runs
 from experiments.keep import claim, read_table, write_result
 from experiments.paper_scale import run_smoke
 from minprefix.checks import InputError
-from minprefix.config import parse_config
-from tasks import choose_presets
+from minprefix.config import parse_config, translate
+from minprefix.texts import encode_source, encode_target, generate_texts
+from tasks import choose_presets, find_files, list_pairs, pick, read_split
 
 claims = pytest.importorskip("experiments.claims", reason="needs the extra experiments")
+draw_answer = pytest.importorskip("experiments.draw_answer", reason="needs the extra experiments")
 report = pytest.importorskip("experiments.report", reason="needs the extra experiments")
 REPOSITORY = Path(__file__).resolve().parent.parent
 TINY = ["dataset=e2e", "data=sample", "method=prefix", "prefix_len=2", "mlp_hidden=4", "max_steps=2"]
@@ -94,6 +97,46 @@ def test_a_stopped_cell_goes_on_where_it_was_with_the_same_settings(cell, monkey
     assert {path.suffix for path in other.folder.iterdir()} <= {".json", ".pt", ".lock"}
 
 
+@pytest.mark.parametrize("frame", ("", "Data: {}\nText:"))
+def test_worked_examples_are_read_in_front_of_the_record(cell, frame):
+    """As if they stood in the same text, which may end with its line; other seeds show other ones."""
+    shown = dataclasses.replace(cell, rates=(), examples=1, frame=frame)
+    run.run_grid("grid", {"shown": shown}, 2)
+    first, second = (read_runs(shown)[0.0, seed] for seed in (0, 1))
+    assert first["text_tokens"] != second["text_tokens"]
+    config, lm, tokenizer = run.load_frozen(parse_config(shown.arguments(0.0, 1), choose_presets))
+    pairs = random.Random(1).sample(list_pairs(read_split(find_files("e2e", "sample"), "train")), 1)
+    if frame:
+        front = tokenizer.encode("".join(f"Data: {x}\nText: {y}\n" for x, y in pairs))
+        lm.config = dataclasses.replace(lm.config, eos_token_id=tokenizer.encode("\n")[0])
+    else:
+        front = [
+            id for x, y in pairs for id in encode_source(lm, tokenizer, x) + encode_target(lm, tokenizer, y)
+        ]
+    assert len(front) == second["text_tokens"]
+    sources = [front + encode_source(lm, tokenizer, text["source"], 0, frame) for text in second["texts"]]
+    texts = generate_texts(lm, tokenizer, sources, None, config.decoding(), frame=frame)
+    assert [text["text"] for text in second["texts"]] == texts and "".join(texts)
+
+
+def test_meteor_is_measured_later_where_the_machine_had_none(cell, monkeypatch):
+    cell = dataclasses.replace(
+        cell, rates=(0.01,), runs=1, meteor=True, settings=(*cell.settings, "eval_limit=25")
+    )
+    monkeypatch.setattr(meteor.shutil, "which", lambda _: None)
+    run.run_grid("grid", {"tiny": cell}, 1)
+    before = read_runs(cell)[0.01, 0]
+    assert before["test"]["METEOR"] is None and len(before["texts"]) == 25, "all texts are kept for it"
+    later = {"e2e": (lambda outputs, references: {"METEOR": float(len(outputs[24]) + len(references[24]))},)}
+    monkeypatch.setattr(score, "METEOR", later)
+    run.add_meteor(cell.path(0.01, 0))
+    after = read_runs(cell)[0.01, 0]
+    records = read_split(find_files("e2e", "sample"), "test")
+    last = len(before["texts"][24]["text"]) + len(pick(records, 25)[24].references)
+    assert before["test"].pop("METEOR missing")
+    assert after["test"] == before["test"] | {"METEOR": last} and len(after["texts"]) == run.TEXTS
+
+
 def test_the_lead_baseline_is_the_first_sentence(cell):
     lead = dataclasses.replace(cell, rates=())
     run.run_grid("grid", {"lead": lead}, 1)
@@ -123,10 +166,10 @@ def test_cells_and_rates_are_named_or_refused():
     command = [sys.executable, "-m", "experiments.run", "table9"]
     result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
     assert result.returncode == 2 and result.stderr.count("\n") == 1
-    assert "unknown artefact 'table9': choose one of e2e, table2" in result.stderr
+    assert "unknown artefact 'table9': choose one of e2e, table" in result.stderr
 
 
-@pytest.mark.parametrize("scale", [MINI, PAPER])
+@pytest.mark.parametrize("scale", SCALES.values(), ids=SCALES)
 def test_every_cell_is_a_setting_that_train_understands(scale):
     for artefact, cells in make_artefacts(scale).items():
         for cell in cells.values():
@@ -135,8 +178,8 @@ def test_every_cell_is_a_setting_that_train_understands(scale):
                 assert config.lr == lr or not cell.rates
             paper = config.model in ("gpt2-medium", "facebook/bart-large")
             assert paper == (scale is PAPER), (artefact, cell)
-            assert paper != bool(config.max_steps) or artefact == "costs" or config.lr < 1e-6
-            assert config.subset == (1 if cell.subsets else 0)
+            assert paper != bool(config.max_steps) or artefact in ("costs", "whole") or config.lr < 1e-6
+            assert config.subset == (3 // cell.subsets if cell.subsets else 0)
 
 
 def test_cells_of_equal_settings_share_their_results():
@@ -160,7 +203,7 @@ def test_committed_results_are_of_the_settings_that_the_cells_have():
     for cell in itertools.chain(*(cells.values() for cells in make_artefacts(MINI).values())):
         for (lr, seed), result in read_runs(cell).items():
             config = dataclasses.asdict(parse_config(cell.arguments(lr, seed), choose_presets)) | {"out": ""}
-            assert result["config"].items() <= config.items(), cell.path(
+            assert translate(result["config"]).items() <= config.items(), cell.path(
                 lr, seed
             )  # old files have fewer keys
 
@@ -181,7 +224,8 @@ def make_results(scale: Scale, figures: dict[str, list[dict]]) -> None:
     artefacts = make_artefacts(scale)
     for (home, name), tests in ((place.split("/"), tests) for place, tests in figures.items()):
         for seed, test in enumerate(tests):
-            make_result(artefacts[home][name], seed, test, artefacts[home][name].rates[0])
+            cell = artefacts[home][name]
+            make_result(cell, seed, test, (cell.rates or (0.0,))[0])
 
 
 def test_the_report_draws_what_there_is_and_judges_it(tmp_path):
@@ -196,6 +240,8 @@ def test_the_report_draws_what_there_is_and_judges_it(tmp_path):
     text = report.write_report("mini", scale).read_text()
     rows = {line.split(" | ")[0].strip("| "): line for line in text.splitlines() if line.startswith("|")}
     verdicts = dict(re.findall(r"\| (\d+) \|.*\*\*(.*)\*\*", text))
+    assert verdicts["0"] == "not tested here", "nothing stands without a prefix"
+    assert "| gpt2-mini, 7M | not run | not run | not run | 51.0 ± 1.0 | 52.0 ± 1.0 |" in text
     assert verdicts["1"] == "holds (not all of it was run)"
     assert verdicts["11"] == "mixed (not all of it was run)"
     assert verdicts["6"] == "undecided (not all of it was run)", "one seed is too few"
@@ -211,7 +257,7 @@ def test_the_report_draws_what_there_is_and_judges_it(tmp_path):
     assert "- fig6, prefix-10: 0 of 3 seeds, 0 of 3 learning rates are there" in text.split("## Not run")[1]
     pictures = {path.name: path.read_bytes() for path in tmp_path.glob("*.svg")}
     # e2e-prefix is a point of Figs. 4 and 5, too
-    assert set(pictures) == {"claims.svg", "fig3.svg", "fig4.svg", "fig5.svg"}
+    assert set(pictures) == {"answer.svg", "claims.svg", "fig3.svg", "fig4.svg", "fig5.svg"}
     report.write_report("mini", scale)
     assert all((tmp_path / name).read_bytes() == picture for name, picture in pictures.items())
 
@@ -224,19 +270,33 @@ def test_the_papers_scale_has_a_report_of_its_own(tmp_path):
     assert "XSum, within-news" in text and "800 steps against 400" not in text
 
 
+@pytest.mark.parametrize("name", SCALES)
+def test_a_scale_can_be_drawn_when_one_cell_of_each_table_was_run(name, tmp_path):
+    """Results come in one by one, and each scale has cells of its own."""
+    scale = dataclasses.replace(SCALES[name], folder=tmp_path)
+    artefacts = make_artefacts(scale)
+    firsts = {
+        f"{home}/{next(iter(cells))}": [{"BLEU": 20.0}] for home, cells in artefacts.items() if home != "e2e"
+    }
+    make_results(scale, {place: tests for place, tests in firsts.items() if "xsum" not in place})
+    text = report.write_report(name, scale).read_text()
+    for home in (place.split("/")[0] for place in firsts):
+        assert f"### {report.TITLES[home]}" in text, home
+
+
 def test_the_notes_are_on_the_claims_of_the_table():
     notes = " ".join((MINI.folder / "NOTES.md").read_text(encoding="utf-8").split())
     named = re.findall(r"(\d+)\. \*(.+?)\.\*", notes)
-    assert named == [(str(i), c["text"]) for i, c in enumerate(read_table("claims")["claim"], 1)]
+    assert named == [(str(i), c["text"]) for i, c in enumerate(read_table("claims")["claim"])]
     assert f"-{claims.TIE_POINTS} points or -{claims.TIE_NATS} nats" in notes
 
 
 def test_every_comparison_is_of_cells_that_some_scale_has():
     known = set()
-    for scale in (MINI, PAPER):
+    for scale in SCALES.values():
         known |= {f"{home}/{name}" for home, cells in make_artefacts(scale).items() for name in cells}
     for row in itertools.chain(*(entry["pairs"] for entry in read_table("claims")["claim"])):
-        for side, scale in itertools.product(("ours", "other"), (MINI, PAPER)):
+        for side, scale in itertools.product(("ours", "other"), SCALES.values()):
             assert set(claims.list_places(row.get(side, []), scale)) <= known, row
 
 
@@ -245,11 +305,19 @@ def test_the_committed_report_is_of_the_committed_cells(tmp_path):
     copy = tmp_path / "copy"
     ignored = shutil.ignore_patterns(".*", "*.pt", "notebooks", "tests", "weights")
     shutil.copytree(REPOSITORY, copy, ignore=ignored)
-    written = copy / "experiments" / "results" / "REPORT.md"
-    written.unlink()
-    command = [sys.executable, "experiments/report.py"]
-    subprocess.run(command, cwd=copy, check=True, capture_output=True, env=os.environ | {"PYTHONPATH": ""})
-    assert written.read_text() == (MINI.folder / "REPORT.md").read_text(), "run experiments/report.py again"
+    names = ["REPORT.md", "answer.svg", "card.svg", "smollm2/REPORT.md"]
+    written = {name: copy / "experiments" / "results" / name for name in names}
+    for path in written.values():
+        path.unlink()
+    for script in ("report", "draw_card"):
+        command = [sys.executable, f"experiments/{script}.py"]
+        subprocess.run(
+            command, cwd=copy, check=True, capture_output=True, env=os.environ | {"PYTHONPATH": ""}
+        )
+    for name, path in written.items():
+        assert path.read_text() == (MINI.folder / name).read_text(), (
+            f"{name} is old: run {command} or report.py"
+        )
 
 
 def test_a_comparison_is_judged_by_its_whole_interval():
@@ -272,6 +340,32 @@ def test_a_verdict_is_of_all_comparisons():
     for verdict, differences in found.items():
         comparisons = [claims.Comparison("", "BLEU", ours, 0.5) for ours in differences]
         assert claims.Claim("", "", comparisons).judge() == verdict
+
+
+def test_an_answer_is_a_word_and_says_where_it_is_of_too_few_runs():
+    def answer(*found: tuple) -> tuple[str, str]:
+        made = [claims.Comparison("", "BLEU", ours, half, runs=runs) for ours, half, runs in found]
+        return claims.Claim("", "", made).answer()
+
+    assert answer((None, None, 0)) == ("not run", "")
+    assert answer((2.0, None, 1)) == ("holds", "one run") and answer((-2.0, None, 2)) == (
+        "not here",
+        "2 runs",
+    )
+    assert answer((2.0, None, 1), (-2.0, None, 1), (None, None, 0)) == ("partly", "one run")
+    assert answer((2.0, 3.0, 3)) == ("undecided", ""), "an interval that holds 0 is no verdict"
+    assert answer((2.0, 1.0, 3), (-2.0, None, 1)) == ("partly", ""), "the one with an interval counts"
+
+
+def test_the_picture_of_the_answer_says_every_word():
+    kinds = [(2.0, 1.0, 3), (-2.0, 1.0, 3), (0.1, 1.0, 3), (2.0, None, 1), (None, None, 0)]
+    made = [claims.Comparison("", "BLEU", ours, half, 1.5, runs=runs) for ours, half, runs in kinds]
+    all_claims = [claims.Claim(f"this & that {i}", "", [c]) for i, c in enumerate(made)]
+    picture = draw_answer.draw_answer({"a model": all_claims}, "the paper")
+    words = [re.sub("<.*?>", "", word) for word in re.findall("<text.*?</text>", picture)]
+    assert words[:4] == ["a model", "the paper", "0. this &amp; that 0", "holds"]
+    assert words[3::3] == ["holds", "not here", "undecided", "holds, one run", "not run"]
+    assert words.count("claimed, +1.5 points") == 5
 
 
 def test_the_interval_is_students():
