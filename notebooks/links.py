@@ -1,8 +1,9 @@
-"""Moves every link to a line of code to where that line now stands: python notebooks/links.py
+"""Mends the links of the README and the pages: python notebooks/links.py
 
-Such a link is a piece of the line and the place: [`def splice`](../minprefix/cache.py#L38). The piece stands
-once in that file, or in one beside it if it has moved there, so the place can always be found again;
-tests/test_notebooks.py asks for it to be right.
+A link to a line of code is a piece of the line and the place: [`def splice`](../minprefix/cache.py#L38). The
+piece stands once in that file, or in one beside it if it has moved there, so the place can always be found
+again. Links that run a page on a public service name the repository, which is said below and nowhere else:
+once it is published, put its owner there and run this file. tests/test_notebooks.py asks for both.
 """
 
 import hashlib
@@ -14,6 +15,19 @@ from pathlib import Path, PurePosixPath
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PAGES = [ROOT / "README.md", *NOTEBOOKS]
+REPOSITORY = "OWNER/minprefix"  # on GitHub; while it says OWNER, pages say that their links do not work yet
+SERVICES = {"Binder": "mybinder.org/v2/gh", "Colab": "colab.research.google.com/github"}
+SERVED = re.compile(rf"({'|'.join(map(re.escape, SERVICES.values()))})/[^/]+/[^/]+/")
+# The head of a page, folded; Colab brings the page alone, without the files beside it.
+HEAD = """<details><summary>▶ Run this page in a browser, without installing anything</summary>
+
+{notice}[Binder](https://{Binder}/{repository}/main?labpath=notebooks%2F{name}) starts by itself. \
+[Colab](https://{Colab}/{repository}/blob/main/notebooks/{name}) needs a first cell with two lines:
+
+    !git clone -q https://github.com/{repository} && pip install -q -e minprefix
+    %cd minprefix/notebooks
+</details>"""
+NOTICE = "These links work once the repository is published: until then they have OWNER for its owner.\n\n"
 LINK = re.compile(r"\[`([^`]+)`\]\(([^)#\s]+\.py)#L(\d+)\)")
 
 
@@ -34,14 +48,23 @@ def find_lines(path: Path, piece: str) -> list[int]:
 
 
 def mend(text: str, folder: Path) -> str:
-    """The text with the right file and line in each link; targets are relative to the folder."""
+    """The text with the right place in each link; targets are relative to the folder."""
 
     def point(link: re.Match) -> str:
         piece, target, _ = link.groups()
         name, number = find_place(folder / target, piece)
         return f"[`{piece}`]({PurePosixPath(target).with_name(name)}#L{number})"
 
-    return LINK.sub(point, text)
+    return LINK.sub(point, SERVED.sub(rf"\1/{REPOSITORY}/", text))
+
+
+def mend_head(text: str, name: str) -> str:
+    """A page's first cell with the links that run it, below the title."""
+    bare = re.sub(r"<details><summary>▶.*?</details>\n\n", "", text, count=1, flags=re.DOTALL)
+    title, *rest = bare.split("\n\n", 1)
+    notice = NOTICE if REPOSITORY.startswith("OWNER/") else ""
+    head = HEAD.format(**SERVICES, repository=REPOSITORY, name=name, notice=notice)
+    return "\n\n".join([title, head, *rest])
 
 
 def read_markdown(path: Path) -> str:
@@ -66,6 +89,8 @@ def mend_file(path: Path) -> None:
         mended = mend(text, path.parent)
     else:
         notebook = json.loads(text)
+        head = notebook["cells"][0]
+        head["source"] = [mend_head("".join(head["source"]), path.name)]
         for cell in notebook["cells"]:
             if cell["cell_type"] == "markdown":
                 cell["source"] = mend("".join(cell["source"]), path.parent).splitlines(keepends=True)
