@@ -10,14 +10,14 @@ import tokenize
 from pathlib import Path
 
 LIMITS = {  # a folder, all below it counted, or a file -> its most code lines
-    "minprefix": 1505,
+    "minprefix": 1695,
     "tasks": 570,
-    "train.py": 285,
-    "sample.py": 140,
-    "experiments": 1900,
-    "tests": 5200,
+    "train.py": 304,
+    "sample.py": 146,
+    "experiments": 2488,
+    "tests": 6810,
     "weights": 900,
-    "notebooks": 300,
+    "notebooks": 1130,
 }
 LAYOUT = {
     tokenize.COMMENT,

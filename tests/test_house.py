@@ -20,12 +20,12 @@ BELOW = {
     "llama": "checks cache layers decoder",
     "bart": "checks cache layers decoder",
     "tokenizer": "checks",
-    "hub": "checks layers gpt2 bart llama tokenizer",
+    "prefix": "checks cache",
+    "store": "checks prefix",
+    "hub": "checks layers gpt2 bart llama tokenizer prefix store",
     "generate": "checks cache",
     "texts": "checks generate",
-    "prefix": "checks cache",
     "methods": "checks cache generate prefix",
-    "store": "checks prefix",
     "peft": "checks layers prefix store hub",
     "config": "checks generate prefix",
     "ranks": "checks",
@@ -93,6 +93,7 @@ EQUATIONS = {  # a citation, and what stands on its line
     "Sec. 7.3": "[x; INFIX; y]",
     "Sec. 7.4": "real words",
     "Sec. 8": "sum_m p_m",
+    "Distillation": "KL(p(y | text, x) || p(y | P_theta, x))",
 }
 
 
