@@ -121,9 +121,11 @@ def read_runs(cell: Cell) -> dict[tuple[float, int], dict]:
 
 
 def choose_rate(runs: dict[tuple[float, int], dict]) -> float | None:
-    """The learning rate with the least dev loss with seed 0; None if there is no such run."""
-    rates = [lr for lr, seed in runs if seed == 0]
-    return min(rates, key=lambda lr: read_dev_loss(runs[lr, 0]), default=None)
+    """The learning rate with the least dev loss, the mean of the seeds that all rates have, 0 at least; None
+    if there is no such run."""
+    seeds = {rate: {seed for lr, seed in runs if lr == rate} for rate, seed in runs if seed == 0}
+    shared = set.intersection(*seeds.values()) if seeds else set()
+    return min(seeds, key=lambda lr: sum(read_dev_loss(runs[lr, seed]) for seed in shared), default=None)
 
 
 def read_dev_loss(run: dict) -> float:

@@ -1,7 +1,8 @@
 """Draws experiments/results/card.svg, the README's before and after: python experiments/draw_card.py
 
-The same record and the same frozen model, without a prefix and with one. BLEU is of all stored runs with the
-learning rate that was chosen, the texts are of the first of them. Needs the extra `experiments`.
+The same record and the same frozen model, without a prefix and with one that lies in weights/prefixes. BLEU
+is of all stored runs with the learning rate that was chosen, the texts are of the first of them. Needs the
+extra `experiments`.
 """
 
 import sys
@@ -18,7 +19,7 @@ from experiments.claims import Results
 from experiments.draw_eq3 import text
 from experiments.keep import RESULTS
 
-RECORD = 3  # of the 20 whose texts a run keeps: a short one
+RECORD = 21  # of the 30 whose texts a run keeps: one with all keys
 WIDTH, LINE, GREY, ORANGE, BLUE = 820, 21, "#6b7785", "#a84300", "#0b5394"
 
 
@@ -62,5 +63,5 @@ def draw(before: pd.DataFrame, after: pd.DataFrame) -> str:
 
 if __name__ == "__main__":
     results = Results(SCALES["smollm2"])
-    before, after = (results.list_runs(place) for place in ("table5/untuned", "table2/e2e-prefix"))
+    before, after = (results.list_runs(place) for place in ("table5/untuned", "whole/prefix"))
     (RESULTS / "card.svg").write_text(draw(before, after), encoding="utf-8")

@@ -79,6 +79,9 @@ def write_answer(known: dict[str, Results]) -> list[str]:
     for name, results in known.items():
         cells = [format_values(results.average(places, "BLEU")) for places in FIRST.values()]
         lines.append(write_row([MODELS[name], *cells]))
+        if results.knows(["whole/prefix"]):
+            values = [results.values(f"whole/{method}", "BLEU") for method in ("prefix", "full")]
+            lines.append(write_row([f"{MODELS[name]}, five epochs", "", "", "", *map(format_values, values)]))
     paper = [PUBLISHED["table2"][f"e2e-{method}"].split()[0] for method in ("prefix", "full")]
     return [*lines, write_row([f"{MODELS['paper']}, the paper's", "", "", "", *paper])]
 
@@ -200,14 +203,14 @@ def write_numbers() -> list[str]:
 
 def write_grid(results: Results) -> list[str]:
     """Every learning rate that was tried, by dev loss, so that one sees who was tuned how."""
-    lines = write_head(["cell", "dev loss in nats by learning rate, seed 0 (chosen in bold)"])
-    first = results.tried[results.tried["seed"] == 0].drop_duplicates(["home", "lr"])
-    for home, runs in first.groupby("home", sort=False):
-        if len(runs) > 1:
-            runs = runs.sort_values("lr")
-            tried = [f"{lr:g}: {loss:.3f}" for lr, loss in zip(runs["lr"], runs[LOSS])]
-            marked = [f"**{text}**" if is_best else text for text, is_best in zip(tried, runs["chosen"])]
-            lines.append(write_row([home, ", ".join(marked)]))
+    lines = write_head(["cell", "seeds", "mean dev loss of these in nats, by learning rate (chosen in bold)"])
+    for home, runs in results.tried.drop_duplicates(["home", "lr", "seed"]).groupby("home", sort=False):
+        table = runs.pivot(index="seed", columns="lr", values=LOSS).dropna()  # the seeds that all rates have
+        if len(table.columns) > 1:
+            best = runs.loc[runs["chosen"], "lr"].iloc[0]
+            tried = {lr: f"{lr:g}: {loss:.3f}" for lr, loss in table.mean().items()}
+            marked = [f"**{text}**" if lr == best else text for lr, text in tried.items()]
+            lines.append(write_row([home, str(len(table)), ", ".join(marked)]))
     return lines
 
 

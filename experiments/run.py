@@ -6,8 +6,8 @@ the machine of the runs had no Java.
 
 experiments/artefacts.py lists artefacts and cells, experiments/tables/mini.toml the learning rates. First
 every cell runs with seed 0 at each of its learning rates, or at those given; then dev chooses one, and the
-further seeds run with it. SCALE: `paper` takes the paper's models and numbers of steps instead of the bundled
-ones, `smollm2` a real model of 135 million parameters, on E2E.
+further seeds run with it. Of several seeds at each rate the mean chooses. SCALE: `paper` takes the paper's
+models and numbers of steps instead of the bundled ones, `smollm2` a real model of 135 million parameters.
 A result is a JSON file; a cell that has it is not run again, a stopped one goes on where it was. Several
 processes may share a grid: start the same command in each.
 """
@@ -56,7 +56,7 @@ from train import (
     train,
 )
 
-TEXTS = 20  # of a run, that its result shows
+TEXTS = 30  # of a run, that its result shows
 SENTENCE = re.compile(r".+?[.!?]['\"’”)]*(?=\s|$)")
 
 

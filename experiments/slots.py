@@ -24,8 +24,10 @@ CELLS = {  # a row of the table: where its runs are, below results/
     "SmolLM2-135M, nothing trained": "smollm2/table5/untuned-*",
     "SmolLM2-135M, prefix 10": "smollm2/table2/e2e-prefix-*",
     "SmolLM2-135M, full fine-tuning": "smollm2/table2/e2e-full-*",
+    "SmolLM2-135M, prefix 10, five epochs": "smollm2/whole/prefix-*",
+    "SmolLM2-135M, full fine-tuning, five epochs": "smollm2/whole/full-*",
 }
-SHOWN = ["SmolLM2-135M, prefix 10", "SmolLM2-135M, full fine-tuning"]
+SHOWN = [name for name in CELLS if "five epochs" in name]
 FAULTS = ("missing", "wrong", "invented")
 PLACE = "a place"  # what stands for the record's own names in a text
 
@@ -103,8 +105,8 @@ def write_counts(texts: dict, places: set[str]) -> list[str]:
 
 
 def write_texts(texts: dict, places: set[str]) -> list[str]:
-    """The first run's texts of the two methods, with their faults."""
-    lines = ["## SmolLM2's texts, side by side", ""]
+    """The texts of the two methods, with their faults."""
+    lines = ["## SmolLM2's texts after five epochs, side by side", ""]
     prefix, full = (dict(reversed(texts[name])) for name in SHOWN)  # of several runs the first
     for source in list(prefix)[::-1]:
         lines += [f"`{source}`", ""]

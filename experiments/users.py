@@ -233,7 +233,7 @@ def show_sizes(result: dict) -> None:
 def main(arguments: list[str]) -> None:
     if arguments[:1] == ["half"]:
         path, records, *out = [*arguments[1:], "120"] if len(arguments) == 2 else arguments[1:]
-        keep("half", measure_half(path, int(records), *out))
+        keep(f"half-{Path(path).stem}", measure_half(path, int(records), *out))
         return
     keep("isolation", measure_isolation())
     keep("loading", measure_loading(int(arguments[0]) if arguments else 10_000))
