@@ -65,7 +65,7 @@ def main(arguments: list[str]) -> None:
         check_members(args.prefix, prefixes)
     refuse_overwriting(args.output)
     settings = choose_settings(args, prefixes[0])
-    args.frame = str(prefixes[0].config.get("frame", ""))  # no setting: it was trained in these words
+    args.frame = read_frame(prefixes)
     records = choose_records(args, settings, prefixes[0])
     lm, tokenizer = load_lm(settings.model, settings.weights(), settings.device)
     if settings.dtype == "auto" and lm.wte.weight.element_size() == 2:
@@ -81,6 +81,16 @@ def main(arguments: list[str]) -> None:
     show_all(args, answers)
     if not args.input and sys.stdin and sys.stdin.isatty() and sys.stdout.isatty():
         talk(args, lm, tokenizer, rows, settings)
+
+
+def read_frame(prefixes: list) -> str:
+    """The words around x that all of them were trained in, or none. InputError where these differ."""
+    frame, *others = {str(prefix.config.get("frame", "")): None for prefix in prefixes}
+    if others:
+        raise InputError(
+            f"--prefix: one asks in the words {frame!r}, another in {others[0]!r}: give one a call"
+        )
+    return frame
 
 
 def refuse_overwriting(output: str | None) -> None:

@@ -13,9 +13,9 @@ LIMITS = {  # a folder, all below it counted, or a file -> its most code lines
     "minprefix": 1695,
     "tasks": 570,
     "train.py": 304,
-    "sample.py": 146,
-    "experiments": 2488,
-    "tests": 6810,
+    "sample.py": 153,
+    "experiments": 2494,
+    "tests": 6835,
     "weights": 900,
     "notebooks": 1130,
 }

@@ -114,7 +114,7 @@ def find_folder(name: str) -> Path:
     from huggingface_hub import snapshot_download  # here, for it takes longer to import than a folder to read
 
     what = f"model {name!r} is no folder, and the Hugging Face hub did not give it"
-    advice = "check the name, the network and HF_HUB_OFFLINE, or give a folder that holds it"
+    advice = "check name, network and HF_HUB_OFFLINE, or give a folder that holds it, see weights/README.md"
     with explain(Exception, what, advice):  # a network fails with the exceptions of several libraries
         folder = Path(snapshot_download(name, allow_patterns=NEEDED))
         if not any(folder.glob("*.safetensors")):

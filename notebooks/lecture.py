@@ -452,11 +452,12 @@ def show_interval(mean: float, half: float | None, runs: int) -> str:
 def draw_paper(curves: dict, none: dict[str, float], paper: dict[str, float], low_data: float) -> None:
     """Page 8: prefix - full fine-tuning in BLEU, over pairs, for each model; hollow: fewer than three runs.
 
-    curves: {model: {pairs or "unseen": (mean, half of the interval or None)}}; none: {model: with nothing
-    trained}; paper: its differences, of which low_data is that with few pairs.
+    curves: {model: {pairs, "epochs" or "unseen": (mean, half of the interval or None)}}; none: {model: with
+    nothing trained}; paper: its differences, of which low_data is that with few pairs.
     """
     _, axes = plt.subplots(figsize=(6.6, 3.8))
-    places = {pairs: x for x, pairs in enumerate(("50", "100", "200", "500", "all", "unseen"))}
+    last = {"all": "all,\n300 steps", "epochs": "all, five\nepochs", "unseen": "WebNLG,\nunseen"}
+    places = {pairs: x for x, pairs in enumerate(("50", "100", "200", "500", *last))}
     for shift, (model, curve), colour, mark in zip((-0.06, 0.06), curves.items(), (ORANGE, BLUE), "os"):
         found = [(places[pairs] + shift, *interval) for pairs, interval in curve.items()]
         among = [point for pairs, point in zip(curve, found) if pairs != "unseen"]
@@ -470,9 +471,7 @@ def draw_paper(curves: dict, none: dict[str, float], paper: dict[str, float], lo
     axes.plot([places[name] for name in paper], list(paper.values()), "D", color=GREEN)
     axes.plot([], [], "D-", color=GREEN, label="GPT-2 medium, the paper's (few pairs: their mean)")
     axes.axhline(0, color="black", lw=0.8)
-    axes.set(
-        xticks=list(places.values()), xticklabels=[*list(places)[:-1], "all, WebNLG's\nunseen categories"]
-    )
+    axes.set(xticks=list(places.values()), xticklabels=[last.get(name, name) for name in places])
     axes.set_xlabel("training pairs")
     axes.set_ylabel("BLEU, prefix - full fine-tuning\n(mean and 95% interval)")
     axes.legend(fontsize=8, loc=(0.02, 0.33))

@@ -3,6 +3,7 @@
 import itertools
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from minprefix import generate, load_lm, load_prefix
 from minprefix.checks import InputError
 from minprefix.methods import compute_sites, distil_loss, make_theta, target_logits
 from minprefix.prefix import read_activations, spread_activations
+from minprefix.store import save_prefix
 from tests.conftest import assert_close, assert_refused
 from tests.models import BATCHES, MODELS, both_models, make_gpt2, make_prefix
 from tests.test_llama import BATCH, make_llama
@@ -184,6 +186,18 @@ def test_a_cell_trains_on_no_held_out_question_and_leaves_a_prefix_like_any_othe
     together = generate(lm, sources, prefixes, **options)
     assert together == [generate(lm, [x], one, **options)[0] for x, one in zip(sources, prefixes)]
     assert ask_in_the_terminal(tmp_path, "both-3.pt") == say_line(lm, tokenizer, prefixes[0])
+    save_prefix(replace(prefixes[0], config={}), tmp_path / "plain.pt")
+    with pytest.raises(InputError, match=r"--prefix: one asks in the words '.*', another in ''"):
+        sample.main(
+            [
+                "--prefix",
+                str(tmp_path / "both-3.pt"),
+                "--prefix",
+                str(tmp_path / "plain.pt"),
+                "--records",
+                "1",
+            ]
+        )
     whole = cartridges.run_cell(bench, lambda: taught, "whole", tmp_path / "whole.json")
     assert whole["kl"] == 0 and whole["slots"] == whole["text_tokens"] == len(bench.text)
     for name in ("distil", "whole-3", "distil-0", "distil-3@", "weights-3"):

@@ -85,7 +85,7 @@ def test_a_comparison_has_the_line_without_a_prefix():
         lecture.draw_training: ({"mlp, random": {10: [1.0, 2.0]}, "mlp, words": {10: [3.0]}}, 2.5),
         lecture.draw_two_curves: ({"a": [1.0, 2.0], "b": [1.0, 2.0]}, 2.5),
         lecture.draw_site_losses: ({"encoder": [1.0, 2.0]}, 2.5),
-        lecture.draw_paper: ({"mini": {"50": (1.0, None)}}, {"mini": -50.0}, {"all": 1.5}, 2.9),
+        lecture.draw_paper: ({"mini": {"50": (1.0, None)}}, {"mini": -50.0}, {"epochs": 1.5}, 2.9),
     }.items():
         draw(*arguments)
         [axes] = lecture.plt.gcf().axes
