@@ -15,7 +15,7 @@ LIMITS = {  # a folder, all below it counted, or a file -> its most code lines
     "train.py": 304,
     "sample.py": 153,
     "experiments": 2494,
-    "tests": 6835,
+    "tests": 6836,
     "weights": 900,
     "notebooks": 1130,
 }
