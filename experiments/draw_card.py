@@ -40,7 +40,7 @@ def draw(before: pd.DataFrame, after: pd.DataFrame) -> str:
     """An SVG on a white card, which reads on a dark page as well."""
     source, written = (after["texts"].iloc[0][RECORD][key] for key in ("source", "text"))
     bare = {kept["source"]: kept["text"] for kept in before["texts"].iloc[0]}[source]
-    numbers, model = (int(runs["stored_numbers"].iloc[0]) for runs in (after, before))  # none trained, all stored
+    numbers, model = (int(runs["stored_numbers"].iloc[0]) for runs in (after, before))  # all are stored
     blocks = [
         (f"The record that SmolLM2 reads ({model / 1e6:.0f} million numbers, all frozen)", GREY, source),
         (f"Nothing in front of it: {say_score(before)}", ORANGE, bare),

@@ -302,7 +302,7 @@ def test_a_hub_id_is_found_in_the_hub_s_cache_and_what_is_not_needed_is_not_aske
     (place / "refs/main").write_text(commit)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     assert load_lm("org/tiny")[0].config.fingerprint == load_lm(folder)[0].config.fingerprint
-    assert_not_loaded("org/unknown", "'org/unknown' is no folder", "check the name, the network")
+    assert_not_loaded("org/unknown", "'org/unknown' is no folder", "check name, network and HF_HUB_OFFLINE")
     needed = [*os.listdir(folder), "model-1-of-2.safetensors"]
     files = [*needed, "pytorch_model.bin", "tf_model.h5", "README.md"]
     assert list(huggingface_hub.utils.filter_repo_objects(files, allow_patterns=hub.NEEDED)) == needed
