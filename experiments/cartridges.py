@@ -19,7 +19,6 @@ GPU is used if there is one. Cells, as KIND-SLOTS, or KIND-SLOTS@SEED, whose tra
     both              pairs' loss beside distil's
 """
 
-import ctypes
 import functools
 import itertools
 import json
@@ -364,7 +363,6 @@ def measure_serving(bench: Bench, settings: dict) -> dict:
 def serve(lm, sources: list[list[int]], prefix: SavedPrefix | None, batch: int) -> dict:
     """One token for each source, so many in a batch: seconds, and memory beyond what is there."""
     device, times = lm.wte.weight.device.type, []
-    ctypes.CDLL(None).malloc_trim(0)  # or what an earlier call has freed would count as there
     reset_peak(device)
     before = read_peak(device)
     for _ in range(5 if len(sources) == 1 else 1):  # what is short is noisy: the median
