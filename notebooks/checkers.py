@@ -56,6 +56,8 @@ def has_gaps(answer) -> bool:
 
 def judge_number(right: float, slips: dict[float, str], answer: float) -> str:
     """Numbers within 2%. slips: what a wrong one tells of how it came about."""
+    if torch.is_tensor(answer) and answer.numel() == 1:
+        answer = answer.item()
     if not isinstance(answer, int | float):
         return f"write one number, without quotes: this is a {type(answer).__name__}."
     if math.isclose(answer, right, rel_tol=0.02):
@@ -134,7 +136,8 @@ def judge_splice(splice: Callable[[Cache, Tensor], None]) -> str:
     """Of Eq. 3, first case, on a cache so small that each number of P_theta can be told from all others."""
     B, L, H, D, P = 2, 3, 2, 4, 5
     cache = Cache(B, L, H, D, like=torch.zeros(1))
-    cache.splice(-torch.ones(1, 2 * L * H * D))  # one slot is there already
+    cache.splice(-torch.ones(1, 2 * L * H * D))  # one slot is there already: in the second row it is padding
+    cache.real, cache.next = torch.tensor([[True], [False]]), torch.tensor([1, 0])
     theta = torch.arange(P * 2.0 * L * H * D).view(P, -1).requires_grad_()
     try:
         splice(cache, theta)
@@ -195,8 +198,8 @@ DETACHED = "the prefix was cut off from its gradient (detach, no_grad or .data):
 
 
 def judge_rest(cache: Cache, P: int) -> str:
-    """Of what a cache knows beside keys and values, behind one slot and P more."""
-    B = len(cache.keys[0])
+    """Of what a cache knows beside keys and values, behind one slot, padding in one row, and P more."""
+    B, before = len(cache.keys[0]), torch.tensor([[True], [False]])
     for name, tensor in (("real", cache.real), ("next", cache.next)):
         if not torch.is_tensor(tensor):
             return (
@@ -212,12 +215,16 @@ def judge_rest(cache: Cache, P: int) -> str:
         )
     if cache.real.dtype != torch.bool:
         return f"cache.real holds {cache.real.dtype}: it must hold True and False, dtype=torch.bool."
-    if not cache.real.all():
-        return "cache.real has False in it: nobody would see these slots, old or new. Each needs a True."
-    if cache.next.tolist() == [1] * B:
+    if not cache.real[:, 1:].all():
+        return "cache.real has False for new slots: nobody would see these slots. Each needs a True."
+    if not torch.equal(cache.real[:, :1], before):
+        return "cache.real has changed what it held: a slot of padding, False in row 1 here, must stay unseen."
+    if cache.next.tolist() == [1, 0]:
         return "positions are not shifted: a prefix takes |P| positions, so cache.next must grow by |P|."
-    if cache.next.tolist() != [1 + P] * B:
-        return f"cache.next is {cache.next.tolist()}: it must grow by |P| = {P} and was 1 in each row."
+    if cache.next.tolist() != [1 + P, P]:
+        return f"cache.next is {cache.next.tolist()}: it must grow by |P| = {P} in each row, and was [1, 0]."
+    if cache.next.is_floating_point():
+        return f"cache.next holds {cache.next.dtype}: positions are whole numbers."
     return ""
 
 
@@ -228,7 +235,7 @@ def targets_of(x: list[int], y: list[int]) -> list[int]:
 
 def judge_targets(make_targets: Callable[[list[int], list[int]], list[int]]) -> str:
     """Of Eq. 2 as a mask: for each token of z = x + y[:-1], what it has to predict, or IGNORED."""
-    x, y = [5, 6, 7, 1], [8, 9, 2]  # 1 separates, 2 ends
+    x, y = [4, 5, 6, 7, 1], [8, 9, 2]  # 1 separates, 2 ends; x and y differ in length
     found = make_targets(list(x), list(y))
     if not isinstance(found, list | tuple | Tensor):
         return f"it must return a list: this is a {type(found).__name__}."
@@ -237,23 +244,24 @@ def judge_targets(make_targets: Callable[[list[int], list[int]], list[int]]) -> 
     found = [int(target) for target in found]
     if found == targets_of(x, y):
         return ""
-    length = "" if len(found) == 6 else f"{len(found)} targets for the 6 tokens of z: "
+    length = "" if len(found) == 7 else f"{len(found)} targets for the 7 tokens of z: "
     return TARGETS.get(tuple(found), f"not yet: {length}{found} for z = {x + y[:-1]}.")
 
 
 off = IGNORED
 TARGETS = {
-    (6, 7, 1, 8, 9, 2): "the loss counts x too: what x's tokens predict within x is IGNORED.",
-    (5, 6, 7, 1, 8, 9): "each token is asked for itself, and x is counted: the target is the next token.",
-    (off, off, off, off, 8, 9): "off by one: each token is asked for itself, not for the next one.",
-    (off, off, off, off, 8, 9, 2): "7 targets for 6 tokens: the last token of x predicts the first of y.",
-    (off, off, off, off, 9, 2): "the first token of y is not counted: the last token of x has to predict it.",
-    (off, off, off, 8, 9, off): "the end is not counted: the model would never learn to stop.",
-    (off, off, off, 8, 9): "the end is missing: the last token of z has to predict it.",
-    (off, off, 8, 9, 2, off): "one too early: 7 has to predict the separator, which is part of x.",
-    (off, off, 8, 9, 2): "one too early: there must be a target for each token of z.",
-    (0, 0, 0, 8, 9, 2): "0 is a token like the others: write IGNORED where nothing is counted.",
-    (off,) * 6: "nothing is counted: y's tokens are the targets.",
+    (5, 6, 7, 1, 8, 9, 2): "the loss counts x too: what x's tokens predict within x is IGNORED.",
+    (4, 5, 6, 7, 1, 8, 9): "each token is asked for itself, and x is counted: the target is the next token.",
+    (off, off, off, off, off, 8, 9): "off by one: each token is asked for itself, not for the next one.",
+    (off, off, off, off, off, 8, 9, 2): "8 targets for 7 tokens: the last token of x predicts the first of y.",
+    (off, off, off, off, off, 9, 2): "the first token of y is not counted: the last token of x has to predict it.",
+    (off, off, off, off, 8, 9, off): "the end is not counted: the model would never learn to stop.",
+    (off, off, off, off, 8, 9): "the end is missing: the last token of z has to predict it.",
+    (off, off, off, 8, 9, 2, off): "one too early: 7 has to predict the separator, which is part of x.",
+    (off, off, 8, 9, 2): "5 targets for 7 tokens: how many are IGNORED depends on x, not on y.",
+    (off, off, off, 8, 9, 2): "one too early: there must be a target for each token of z.",
+    (0, 0, 0, 0, 8, 9, 2): "0 is a token like the others: write IGNORED where nothing is counted.",
+    (off,) * 7: "nothing is counted: y's tokens are the targets.",
 }
 
 
@@ -268,6 +276,8 @@ def judge_without(without: Callable[[Tensor, list[int]], Tensor]) -> str:
     hidden = torch.zeros(7, dtype=torch.bool).index_fill(0, torch.tensor(slots), True)
     if not torch.equal(given, mask):
         return "the mask that was given has changed: work on a copy, mask.clone()."
+    if found.dtype != torch.bool:
+        return f"the mask must stay True and False, not {found.dtype}: attention adds a mask of numbers."
     if found.shape != mask.shape:
         return f"the mask is {tuple(found.shape)}, not {tuple(mask.shape)}: a hidden slot stays, unseen."
     if torch.equal(found, mask & ~hidden):
