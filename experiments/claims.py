@@ -127,13 +127,15 @@ class Claim:
 
     def answer(self) -> tuple[str, str]:
         """The verdict in a word or two, and "one run" or so where no comparison has enough for an interval:
-        then the differences themselves are judged."""
+        then the differences themselves are judged. "by loss": nothing but the dev loss speaks against it."""
         found = [c for c in self.comparisons if c.ours is not None]
         if not found:
             return "not run", ""
         runs = max(c.runs for c in found) if all(c.half is None for c in found) else 0
         text = weigh([replace(c, half=0.0).judge() if runs else c.judge() for c in found])
-        return WORDS.get(text, text), {0: "", 1: "one run"}.get(runs, f"{runs} runs")
+        against = [c.measure for c in found if c.judge() == "no"]
+        note = "by loss" if set(against) == {LOSS} and text == "does not hold here" else ""
+        return WORDS.get(text, text), {0: note, 1: "one run"}.get(runs, f"{runs} runs")
 
 
 def weigh(verdicts: list[str]) -> str:

@@ -13,16 +13,20 @@ COLOURS = {
     "not here": ("#f3b79b", "#6b2400"),
     "undecided": ("#e3e6ea", "#33475b"),
     "not run": ("#ffffff", "#6b7785"),
-    "claimed": ("#ffffff", "#1b2733"),
+    "": ("#ffffff", "#1b2733"),
 }
 LEFT, WIDTH, HEIGHT, TOP = 430, 178, 40, 44
 BOLD = 'font-weight="bold"'
+LEGEND = (
+    "not here: measured, and not so · by loss: only the loss says so, the texts are level or undecided "
+    "· pale: too few runs for an interval"
+)
 
 
 def draw_answer(claims: dict[str, list[Claim]], paper: str) -> str:
     """An SVG with a row for each claim, a column for each {model: its claims} and one for the paper's."""
     rows = len(next(iter(claims.values())))
-    width, height = LEFT + (len(claims) + 1) * WIDTH + 12, TOP + rows * HEIGHT + 12
+    width, height = LEFT + (len(claims) + 1) * WIDTH + 12, TOP + rows * HEIGHT + 30
     names = [*claims, paper]
     parts = [
         text(LEFT + i * WIDTH + WIDTH / 2, TOP - 16, name, 14, style=BOLD) for i, name in enumerate(names)
@@ -32,7 +36,8 @@ def draw_answer(claims: dict[str, list[Claim]], paper: str) -> str:
         parts += write_claim(row, same[0].text, y)
         for column, claim in enumerate(same):
             parts += draw_cell(LEFT + column * WIDTH, y, *claim.answer())
-        parts += draw_cell(LEFT + len(same) * WIDTH, y, "claimed", format_paper(same[0]))
+        parts += draw_cell(LEFT + len(same) * WIDTH, y, "", format_paper(same[0]))
+    parts.append(text(14, height - 10, LEGEND, 12, "start"))
     style = "<style>text{font-family:sans-serif;fill:#1b2733}</style>"
     size = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
     ground = f'<rect width="{width}" height="{height}" rx="8" fill="white"/>'
@@ -51,7 +56,7 @@ def draw_cell(x: float, y: float, word: str, note: str) -> list[str]:
     pale = ' fill-opacity="0.45" stroke-dasharray="4 3"' if "run" in note else ""
     place = f'x="{x + 3}" y="{y + 2}" width="{WIDTH - 6}" height="{HEIGHT - 4}" rx="5"'
     box = f'<rect {place} fill="{ground}" stroke="{letters}" stroke-opacity="0.35"{pale}/>'
-    shown = f"{word}, {note}" if note else word
+    shown = ", ".join(filter(None, (word, note)))
     return [box, text(x + WIDTH / 2, y + HEIGHT / 2 + 5, shown, 14, style=f'style="fill:{letters}"')]
 
 
@@ -59,6 +64,6 @@ def format_paper(claim: Claim) -> str:
     """The paper's difference in the first comparison that has one."""
     found = [(c.paper, c.kind) for c in claim.comparisons if c.paper is not None]
     if not found:
-        return ""
+        return "yes"
     difference, kind = found[0]
-    return f"{difference:g} times" if kind == "times" else f"{difference:+g} points"
+    return f"yes, {difference:g} times" if kind == "times" else f"yes, {difference:+g} points"

@@ -218,7 +218,9 @@ def judge_rest(cache: Cache, P: int) -> str:
     if not cache.real[:, 1:].all():
         return "cache.real has False for new slots: nobody would see these slots. Each needs a True."
     if not torch.equal(cache.real[:, :1], before):
-        return "cache.real has changed what it held: a slot of padding, False in row 1 here, must stay unseen."
+        return (
+            "cache.real has changed what it held: a slot of padding, False in row 1 here, must stay unseen."
+        )
     if cache.next.tolist() == [1, 0]:
         return "positions are not shifted: a prefix takes |P| positions, so cache.next must grow by |P|."
     if cache.next.tolist() != [1 + P, P]:
@@ -253,8 +255,25 @@ TARGETS = {
     (5, 6, 7, 1, 8, 9, 2): "the loss counts x too: what x's tokens predict within x is IGNORED.",
     (4, 5, 6, 7, 1, 8, 9): "each token is asked for itself, and x is counted: the target is the next token.",
     (off, off, off, off, off, 8, 9): "off by one: each token is asked for itself, not for the next one.",
-    (off, off, off, off, off, 8, 9, 2): "8 targets for 7 tokens: the last token of x predicts the first of y.",
-    (off, off, off, off, off, 9, 2): "the first token of y is not counted: the last token of x has to predict it.",
+    (
+        off,
+        off,
+        off,
+        off,
+        off,
+        8,
+        9,
+        2,
+    ): "8 targets for 7 tokens: the last token of x predicts the first of y.",
+    (
+        off,
+        off,
+        off,
+        off,
+        off,
+        9,
+        2,
+    ): "the first token of y is not counted: the last token of x has to predict it.",
     (off, off, off, off, 8, 9, off): "the end is not counted: the model would never learn to stop.",
     (off, off, off, off, 8, 9): "the end is missing: the last token of z has to predict it.",
     (off, off, off, 8, 9, 2, off): "one too early: 7 has to predict the separator, which is part of x.",

@@ -164,15 +164,15 @@ def draw_pieces(apart: dict[str, Tensor], cuts: list[int], changed: dict[str, Te
     _, (left, right) = plt.subplots(1, 2, figsize=(7.6, 2.7))
     for row, ((name, found), (colour, style)) in enumerate(zip(apart.items(), LOOKS)):
         found = found.clamp(min=1e-6)  # for the axis; some are exactly 0
-        left.plot(cuts, found.median(0).values, style, color=colour)
+        left.plot(cuts, found.median(0).values, style, color=colour, label=name)
         left.fill_between(cuts, found.amin(0), found.amax(0), color=colour, alpha=0.15, lw=0)
         right.barh(row, 100 * changed[name].mean(), color=colour, xerr=100 * changed[name].std())
-        right.plot(0, row, style[0], color=colour, ms=9, clip_on=False)
     left.set(yscale="log", xticks=cuts, xlabel="where the text is cut, %", ylim=(3e-7, 50))
     left.set_ylabel("largest change of a logit\nbehind the cut")
     right.set(
         yticks=range(len(apart)), yticklabels=list(apart), xlabel="guesses that change, %", xlim=(0, 100)
     )
+    left.legend(fontsize=7, loc="center")
     right.invert_yaxis()
 
 
@@ -452,15 +452,16 @@ def show_interval(mean: float, half: float | None, runs: int) -> str:
 def draw_paper(curves: dict, none: dict[str, float], paper: dict[str, float], low_data: float) -> None:
     """Page 8: prefix - full fine-tuning in BLEU, over pairs, for each model; hollow: fewer than three runs.
 
-    curves: {model: {pairs, "epochs" or "unseen": (mean, half of the interval or None)}}; none: {model: with
-    nothing trained}; paper: its differences, of which low_data is that with few pairs.
+    curves: {model: {pairs, "epochs", "unseen" or "unseen, epochs": (mean, half of the interval or None)}};
+    none: {model: with nothing trained}; paper: its differences, of which low_data is that with few pairs.
     """
     _, axes = plt.subplots(figsize=(6.6, 3.8))
-    last = {"all": "all,\n300 steps", "epochs": "all, five\nepochs", "unseen": "WebNLG,\nunseen"}
+    last = {"all": "all,\n300 steps", "epochs": "all, five\nepochs"}
+    last |= {"unseen": "unseen,\n300 steps", "unseen, epochs": "unseen,\nfive epochs"}
     places = {pairs: x for x, pairs in enumerate(("50", "100", "200", "500", *last))}
     for shift, (model, curve), colour, mark in zip((-0.06, 0.06), curves.items(), (ORANGE, BLUE), "os"):
         found = [(places[pairs] + shift, *interval) for pairs, interval in curve.items()]
-        among = [point for pairs, point in zip(curve, found) if pairs != "unseen"]
+        among = [point for pairs, point in zip(curve, found) if "unseen" not in pairs]
         axes.plot([x for x, *_ in among], [mean for _, mean, _ in among], "-", color=colour, lw=1)
         for x, mean, half in found:
             fill = colour if half else "white"
@@ -472,7 +473,7 @@ def draw_paper(curves: dict, none: dict[str, float], paper: dict[str, float], lo
     axes.plot([], [], "D-", color=GREEN, label="GPT-2 medium, the paper's (few pairs: their mean)")
     axes.axhline(0, color="black", lw=0.8)
     axes.set(xticks=list(places.values()), xticklabels=[last.get(name, name) for name in places])
-    axes.set_xlabel("training pairs")
+    axes.set_xlabel("training pairs of E2E; on the right WebNLG, unseen categories")
     axes.set_ylabel("BLEU, prefix - full fine-tuning\n(mean and 95% interval)")
     axes.legend(fontsize=8, loc=(0.02, 0.33))
 

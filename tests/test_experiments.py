@@ -367,6 +367,17 @@ def test_an_answer_is_a_word_and_says_where_it_is_of_too_few_runs():
     assert answer((2.0, 1.0, 3), (-2.0, None, 1)) == ("partly", ""), "the one with an interval counts"
 
 
+def test_an_answer_says_where_nothing_but_the_loss_speaks_against_the_claim():
+    def answer(texts: float) -> tuple[str, str]:
+        measures = {"BLEU": texts, claims.LOSS: -2.0}
+        return claims.Claim(
+            "", "", [claims.Comparison("", m, d, 1.0, runs=3) for m, d in measures.items()]
+        ).answer()
+
+    assert answer(0.5) == ("not here", "by loss")
+    assert answer(-2.0) == ("not here", "") and answer(2.0) == ("partly", "")
+
+
 def test_the_picture_of_the_answer_says_every_word():
     kinds = [(2.0, 1.0, 3), (-2.0, 1.0, 3), (0.1, 1.0, 3), (2.0, None, 1), (None, None, 0)]
     made = [claims.Comparison("", "BLEU", ours, half, 1.5, runs=runs) for ours, half, runs in kinds]
@@ -375,7 +386,7 @@ def test_the_picture_of_the_answer_says_every_word():
     words = [re.sub("<.*?>", "", word) for word in re.findall("<text.*?</text>", picture)]
     assert words[:4] == ["a model", "the paper", "0. this &amp; that 0", "holds"]
     assert words[3::3] == ["holds", "not here", "undecided", "holds, one run", "not run"]
-    assert words.count("claimed, +1.5 points") == 5
+    assert words.count("yes, +1.5 points") == 5
 
 
 def test_the_interval_is_students():

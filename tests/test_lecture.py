@@ -73,7 +73,12 @@ WRONG = {
         "has shape": [("k), 2)", "k, k), 2)")],
         "nobody can see the new slots": [(REAL_LINE, "")],
         "nobody would see these slots": [("torch.ones", "torch.zeros")],
-        "padding": [("torch.cat((cache.real, torch.ones(B, len(P)", "torch.cat((torch.ones_like(cache.real), torch.ones(B, len(P)")],
+        "padding": [
+            (
+                "torch.cat((cache.real, torch.ones(B, len(P)",
+                "torch.cat((torch.ones_like(cache.real), torch.ones(B, len(P)",
+            )
+        ],
         "must hold True and False": [(", dtype=torch.bool", "")],
         "cache.real lost its past": [("torch.cat((cache.real, ", "("), ("), 1)", ")")],
         "cache.real has shape (2, 7)": [("torch.ones(B, len(P)", "torch.ones(B, len(P) + 1")],
