@@ -36,7 +36,7 @@ def draw_answer(claims: dict[str, list[Claim]], paper: str) -> str:
         parts += write_claim(row, same[0].text, y)
         for column, claim in enumerate(same):
             parts += draw_cell(LEFT + column * WIDTH, y, *claim.answer())
-        parts += draw_cell(LEFT + len(same) * WIDTH, y, "", format_paper(same[0]))
+        parts += draw_cell(LEFT + len(same) * WIDTH, y, "", format_paper(same))
     parts.append(text(14, height - 10, LEGEND, 12, "start"))
     style = "<style>text{font-family:sans-serif;fill:#1b2733}</style>"
     size = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
@@ -60,10 +60,10 @@ def draw_cell(x: float, y: float, word: str, note: str) -> list[str]:
     return [box, text(x + WIDTH / 2, y + HEIGHT / 2 + 5, shown, 14, style=f'style="fill:{letters}"')]
 
 
-def format_paper(claim: Claim) -> str:
-    """The paper's difference in the first comparison that has one."""
-    found = [(c.paper, c.kind) for c in claim.comparisons if c.paper is not None]
+def format_paper(same: tuple[Claim, ...]) -> str:
+    """The paper's difference in the first comparison that has one, whichever model made it."""
+    found = [(c.paper, c.kind) for claim in same for c in claim.comparisons if c.paper is not None]
     if not found:
         return "yes"
     difference, kind = found[0]
-    return f"yes, {difference:g} times" if kind == "times" else f"yes, {difference:+g} points"
+    return f"yes, {difference:g} times" if kind == "times" else f"yes, {difference:+g}"

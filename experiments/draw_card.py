@@ -50,7 +50,7 @@ def draw(before: pd.DataFrame, after: pd.DataFrame) -> str:
     for block in blocks:
         added, y = write_block(y, *block)
         parts += added
-    note = "BLEU, 0 to 100: how many runs of words a text shares with people's. The texts: of the first run."
+    note = "BLEU, 0 to 100: how many word sequences a text shares with people's. The texts: of the first run."
     parts.append(text(24, y - 4, note, 13, "start", f'style="fill:{GREY}"'))
     height = y + LINE
     style = "<style>text{font-family:sans-serif;fill:#1b2733}</style>"

@@ -249,7 +249,7 @@ def write_report(name: str, scale: Scale) -> Path:
     for artefact in set(done) & set(DRAW):
         save(DRAW[artefact](results), scale.folder / f"{artefact}.svg")
     save(draw_claims(claims[name]), scale.folder / "claims.svg")
-    answer = draw_answer({MODELS[other]: found for other, found in claims.items()}, MODELS["paper"])
+    answer = draw_answer({MODELS[other]: found for other, found in claims.items()}, "the paper, 355M")
     (scale.folder / "answer.svg").write_text(answer, encoding="utf-8")
     lines = [*write_opening(name, known), "## Verdicts", "", *write_verdicts(name, claims), ""]
     lines += ["![comparisons](claims.svg)", ""]

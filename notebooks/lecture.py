@@ -455,7 +455,7 @@ def draw_paper(curves: dict, none: dict[str, float], paper: dict[str, float], lo
     curves: {model: {pairs, "epochs", "unseen" or "unseen, epochs": (mean, half of the interval or None)}};
     none: {model: with nothing trained}; paper: its differences, of which low_data is that with few pairs.
     """
-    _, axes = plt.subplots(figsize=(6.6, 3.8))
+    _, axes = plt.subplots(figsize=(7.2, 3.8))
     last = {"all": "all,\n300 steps", "epochs": "all, five\nepochs"}
     last |= {"unseen": "unseen,\n300 steps", "unseen, epochs": "unseen,\nfive epochs"}
     places = {pairs: x for x, pairs in enumerate(("50", "100", "200", "500", *last))}
