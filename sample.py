@@ -75,8 +75,9 @@ def main(arguments: list[str]) -> None:
     if args.output:
         with hold(args.output):
             refuse_overwriting(args.output)
-            lines = [json.dumps(line, ensure_ascii=False) + "\n" for line in answers]
-            write_atomically(args.output, lambda part: part.write_text("".join(lines), encoding="utf-8"))
+            lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in answers)
+            content = lines.encode(errors="backslashreplace")  # a file's name may be no UTF-8
+            write_atomically(args.output, lambda part: part.write_bytes(content))
         return
     show_all(args, answers)
     if not args.input and sys.stdin and sys.stdin.isatty() and sys.stdout.isatty():
@@ -100,7 +101,7 @@ def refuse_overwriting(output: str | None) -> None:
 
 def check_members(names: list[str], prefixes: list[SavedPrefix]) -> None:
     """InputError where an ensemble makes no sense."""
-    if len(set(names)) < 2:
+    if len({Path(name).resolve() for name in names}) < 2:
         raise InputError("--ensemble needs two different --prefix at least: give another one")
     if len(tasks := {str(prefix.config["dataset"]) for prefix in prefixes if "dataset" in prefix.config}) > 1:
         raise InputError(f"--ensemble needs prefixes of one task, not of {' and '.join(sorted(tasks))}")

@@ -46,7 +46,7 @@ class Config(Decoding):
     weight_decay: float = Field(0.0, ge=0, le=1, description="AdamW's")
     clip: float = Field(1.0, ge=1e-12, le=1000, description="largest norm of a step's gradient")
     dtype: Dtype = Field("auto", description="of frozen weights; auto: bfloat16 where that gains")
-    device: str = Field("cpu", pattern=r"^(cpu|cuda)(:\d+)?$", description="cpu or cuda")
+    device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="cpu or cuda")
     data: str = Field("auto", description="auto, download, sample, or a file or folder with the data")
     source_key: str = Field("", description="dataset=pairs: the column of x, if it has an unusual name")
     target_key: str = Field("", description="dataset=pairs: the column of y, likewise")
@@ -67,6 +67,8 @@ class Config(Decoding):
         super().__post_init__()
         if (self.init, self.sites) != ("random", "") and self.method not in PREFIXES:
             raise InputError(f"method={self.method} has no prefix: leave init= and sites= out")
+        if self.source_key and self.source_key == self.target_key:
+            raise InputError(f"source_key and target_key are both {self.source_key!r}: give two columns")
         if self.out and (Path(self.out).suffix != ".pt" or self.out.endswith(".state.pt")):
             raise InputError(f"out={self.out} must end in .pt, and not in .state.pt, as unfinished runs do")
 
@@ -93,9 +95,9 @@ def overlay(chosen: dict, given: dict[str, str], needs: list = NEEDS) -> Config:
     methods that are compared share their settings.
     """
     texts = {name: str(value) for name, value in chosen.items() if value is not None}
-    longest = given.get("max_new_tokens", "")
-    if longest.isdecimal() and len(longest) < 9:
-        texts["min_new_tokens"] = str(min(int(longest), chosen.get("min_new_tokens", 0)))
+    if "max_new_tokens" in given:
+        longest = build(Decoding, {"max_new_tokens": given["max_new_tokens"]}, text=True).max_new_tokens
+        texts["min_new_tokens"] = str(min(longest, chosen.get("min_new_tokens", 0)))
     config = build(Config, texts | given, text=True)
     for key, other, values in needs:
         if key in given and (value := getattr(config, other)) not in values:
@@ -108,7 +110,7 @@ def overlay(chosen: dict, given: dict[str, str], needs: list = NEEDS) -> Config:
 
 def parse_arguments(arguments: list[str]) -> dict[str, str]:
     """Key -> value as typed, of key=value or --key=value. InputError for a key without a value, or twice."""
-    if bare := [argument for argument in arguments if "=" not in argument]:
+    if bare := [word for word in arguments if "=" not in word or word.lstrip("-") == "resume="]:
         raise InputError(f"'{bare[0]}' has no value: write key=value; python train.py --help lists the keys")
     with explain(ValueError, "each key may be given once", "leave one of them out"):
         given = refuse_twins([argument.lstrip("-").split("=", 1) for argument in arguments])
@@ -132,4 +134,5 @@ def describe_keys() -> str:
     """Each key, its default and what it is."""
     mine = {name: field for name, field in Config.__pydantic_fields__.items() if name not in DECODING}
     fields = (mine | Config.__pydantic_fields__).items()
-    return "\n".join(f"  {f'{name}={field.default}':<26} {field.description}" for name, field in fields)
+    defaults = {name: "" if field.default is None else field.default for name, field in fields}
+    return "\n".join(f"  {f'{name}={defaults[name]}':<26} {field.description}" for name, field in fields)

@@ -75,6 +75,8 @@ def generate(
     left = [name for name in ("no_repeat_ngram_size", "early_stopping") if decoding.get(name) is None]
     options = build(Decoding, decoding | {name: getattr(lm.config, name) for name in left})
     banned = [*banned, *(id for id in lm.config.suppress_tokens if id < lm.config.vocab_size)]
+    if len(set(banned)) >= lm.config.vocab_size:
+        raise InputError("banned holds every id of the vocabulary: leave some to write with")
     members = assign_prefixes(prefix, len(sources), ensemble)
     for prefixes in zip(*members):
         check_rows(lm, sources, prefixes, options.max_new_tokens)

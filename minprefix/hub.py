@@ -42,8 +42,9 @@ UNSET = ("repetition_penalty", "typical_p", "top_h", "guidance_scale", "beam_gro
 UNHEEDED = (*UNSET, "decay_length_penalty", "diversity_penalty", "ngram_size", "words_ids", "suppress_tokens")
 UNHEEDED += ("sequence_bias", "renormalize_logits", "min_p", "_cutoff", "max_time", "stop_strings")
 UNHEEDED += ("token_healing", "watermarking_config", "dola_layers", "constraints", "penalty_alpha")
-# What old files store beside the parameters: the causal mask, fairseq's version.
-LEGACY_BUFFER = re.compile(r"h\.\d+\.attn\.(masked_)?bias|(en|de)coder\.version|.*\.rotary_emb\.inv_freq")
+# What files store beside the parameters: the causal mask, fairseq's version, the head of another task.
+UNUSED = r"h\.\d+\.attn\.(masked_)?bias|(en|de)coder\.version|.*\.rotary_emb\.inv_freq"
+UNUSED = re.compile(UNUSED + r"|(score|classification_head|qa_outputs)\..*")
 COPIES = {"encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"}
 
 
@@ -168,12 +169,12 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
         content = read_bin(path) if path.suffix == ".bin" else read_safetensors(path)[0]
         for key, tensor in content.items():
             name = key.removeprefix("transformer.").removeprefix("model.")
-            if LEGACY_BUFFER.fullmatch(name):
+            if UNUSED.fullmatch(name):
                 continue
             if name in tensors:
                 raise InputError(f"{path}: tensor {key} is there twice: remove one of the two")
             with explain((ValueError, AttributeError), f"{path}: tensor {key} is damaged", "get it again"):
-                tensors[name] = check_floats(tensor)
+                tensors[name] = check_floats(tensor).detach()
     return tensors
 
 
@@ -212,7 +213,7 @@ def unite_copies(config: dict, tensors: dict[str, Tensor], Model: type, is_tied:
         for name in COPIES.intersection(tensors):
             if torch.equal(tensors.setdefault(embedding, tensors[name]), tensors[name]):
                 del tensors[name]
-        config["tie_word_embeddings"] = Model.always_tied or "lm_head.weight" not in tensors
+        config["tie_word_embeddings"] = "lm_head.weight" not in tensors
     for name in Model.biases if embedding in tensors else ():
         tensors.setdefault(name, torch.zeros(1, len(tensors[embedding])))
 

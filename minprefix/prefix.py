@@ -57,7 +57,7 @@ def choose_sites(lm, method: str, wanted: Sequence[str]) -> list[str]:
     if wrong := [site for site in wanted if site not in sites]:
         known = ", ".join(sites) or "none"
         raise InputError(f"method={method} has no site {wrong[0]!r}: leave sites= out, or choose of {known}")
-    return list(wanted) or sites
+    return list(dict.fromkeys(wanted)) or sites
 
 
 def make_site(lm, method: str, length: int, hidden: int, words: list[int], site: str) -> nn.Module:

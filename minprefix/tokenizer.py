@@ -7,6 +7,7 @@ tiktoken works on ranks, a list turns them into ids.
 
 import re
 import reprlib
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -123,11 +124,25 @@ def load_tokenizer(folder: str | Path, special: tuple[str, ...] = GPT2_SPECIAL) 
         pieces = check_parts(folder, parts, config, "<s>" in special)
         model, added = parts["model"], parts["added_tokens"]
         check_tokens(folder, [*model["vocab"].items(), *((token["content"], token["id"]) for token in added)])
+        known = model["vocab"].keys() | {token["content"] for token in added}
+        if lost := [token for token in list_special(folder, config) if token["content"] not in known]:
+            text = f"{lost[0]['content']!r} is a special token without an id: read as text"
+            warnings.warn(f"{folder}: {text}", stacklevel=3)
         return Tokenizer(model, check_merges(folder, model["merges"], model["vocab"]), added, pieces)
 
 
 def read_optional(path: Path) -> dict:
     return read_json(path) if path.exists() else {}
+
+
+def list_special(folder: Path, config: dict, special: tuple[str, ...] = ()) -> list[dict]:
+    """These tokens, and the special ones that files name beside tokenizer.json and vocab.json."""
+    named = config | read_optional(folder / "special_tokens_map.json")
+    values = [*special, *(value for key, value in named.items() if key.endswith("_token"))]
+    for tokens in (named.get(f"{kind}_special_tokens") or () for kind in ("additional", "extra")):
+        values += tokens.values() if isinstance(tokens, dict) else tokens
+    tokens = [value if isinstance(value, dict) else {"content": value} for value in values]
+    return [token | {"special": True} for token in tokens if isinstance(token["content"], str)]
 
 
 def read_older_files(folder: Path, config: dict, special: tuple[str, ...]) -> dict:
@@ -136,12 +151,7 @@ def read_older_files(folder: Path, config: dict, special: tuple[str, ...]) -> di
     with explain((OSError, UnicodeDecodeError), f"{folder}/merges.txt cannot be read", OWN_FILE):
         lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
     merges = [line for line in lines if line.strip() and not line.startswith("#version")]
-    named = config | read_optional(folder / "special_tokens_map.json")
-    values = [*special, *(value for key, value in named.items() if key.endswith("_token"))]
-    values += named.get("additional_special_tokens", [])
-    tokens = [{"content": token} for token in ids]
-    tokens += [{"content": token, "special": True} for token in values if isinstance(token, str)]
-    tokens += [token | {"special": True} for token in values if isinstance(token, dict)]
+    tokens = [{"content": token} for token in ids] + list_special(folder, config, special)
     tokens += [token | {"id": int(id)} for id, token in config.get("added_tokens_decoder", {}).items()]
     latest = {token["content"]: {"id": (vocab | ids).get(token["content"])} | token for token in tokens}
     added = [token for token in latest.values() if token["id"] is not None]

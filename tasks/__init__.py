@@ -173,7 +173,7 @@ def _look_in(task: Task, folder: Path, keys: tuple[str, str] = ("", "")) -> Data
     detail = f"in {folder}"
     if task.splits and not all(paths.values()):
         paths = {split: path or whole for split, path in paths.items()}
-        detail += "; dev and test get a tenth each of it by a hash, where they have no file"
+        detail += "; dev and test, where they have no file, get a tenth of it each, chosen by a hash"
     if not all(paths.values()):
         return None
     digests = tuple(_sha256(read_bytes(path)) for path in paths.values())

@@ -20,6 +20,7 @@ from minprefix.checks import InputError, explain, refuse_twins
 BROKEN = (OSError, EOFError, zlib.error, tarfile.TarError)
 ODD = (LookupError, ValueError, TypeError, AttributeError, RecursionError, SyntaxError, csv.Error)
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
+LINE_END = re.compile(r"\r\n|\r|\n")  # of which an editor may have written any; no other ends a line
 csv.field_size_limit(2**31 - 1)  # the usual one, 131,072 characters, refuses long articles
 
 
@@ -47,20 +48,25 @@ def read_bytes(path: Path) -> bytes:
 def decode(content: bytes, place: object) -> str:
     """The text of UTF-8 bytes, without a byte order mark. Raises InputError with place and line."""
     try:
-        return content.decode("utf-8-sig")
+        text, wrong = content.decode("utf-8-sig"), content.find(b"\0")
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        found = "UTF-16, not UTF-8" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "not UTF-8"
-        raise InputError(f"{place}, line {line}: {found}; save the file as UTF-8") from None
+        wrong = error.start
+    if wrong < 0:
+        return text
+    line = len((content[:wrong] + b".").splitlines())
+    found = (
+        "UTF-16, not UTF-8" if b"\0" in content or content[:2] in (b"\xff\xfe", b"\xfe\xff") else "not UTF-8"
+    )
+    raise InputError(f"{place}, line {line}: {found}; save the file as UTF-8")
 
 
 def parse_rows(text: str, name: str) -> Iterator[tuple[str, dict | str]]:
     """(place, row) for each row that is not blank: of a table, if `name` ends in .csv or .tsv; of a JSON list
     or object; else of lines, which hold JSON or, unless `name` says JSON, anything. Raises InputError."""
     suffix, head = Path(name.removesuffix(".gz")).suffix.lower(), text.lstrip()
-    is_list = re.match(r"\[\s*[\[{\]]", head) and suffix != ".jsonl"
+    is_list = suffix != ".jsonl" and holds_list(head)
     # an object that its first line does not end is one object, and no JSON lines
-    is_object = head.startswith("{") and not head.partition("\n")[0].rstrip().endswith("}")
+    is_object = head.startswith("{") and not LINE_END.split(head, 1)[0].rstrip().endswith("}")
     if suffix in DELIMITERS:
         yield from parse_table(text, name, DELIMITERS[suffix])
     elif is_list or is_object:
@@ -69,11 +75,19 @@ def parse_rows(text: str, name: str) -> Iterator[tuple[str, dict | str]]:
         rows = content if is_list else [content]
         yield from ((f"{name}, record {number}", row) for number, row in enumerate(rows, 1))
     else:
-        for number, line in enumerate(map(str.strip, text.split("\n")), 1):
+        for number, line in enumerate(map(str.strip, LINE_END.split(text)), 1):
             if line:
                 with blame(place := f"{name}, line {number}"):
                     row = parse_json(line) if suffix in (".json", ".jsonl") or line[0] == "{" else line
                 yield place, row
+
+
+def holds_list(text: str) -> bool:
+    """Whether a JSON list begins here: one of records, whole or not, or a whole one of anything else."""
+    try:
+        return bool(re.match(r"\[\s*[{\]]", text) or (text.startswith("[") and parse_json(text)))
+    except ODD as error:
+        return isinstance(error, RecursionError)
 
 
 def parse_table(text: str, name: str, delimiter: str) -> Iterator[tuple[str, dict]]:
@@ -83,7 +97,7 @@ def parse_table(text: str, name: str, delimiter: str) -> Iterator[tuple[str, dic
     names, line = [], 1
     try:
         for values in reader:
-            if len(values) > 1 or "".join(values).strip():
+            if values and not (len(values) == 1 and values[0].isspace()):  # a blank line, and no "" in quotes
                 if names:
                     place = f"{name}, line {line} (columns by the first line: {', '.join(names)[:60]})"
                     yield place, name_values(names, values)

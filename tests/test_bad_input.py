@@ -345,6 +345,7 @@ CALLS = {
     "an ensemble needs": lambda lm: generate(lm, [[5]], [], ensemble=True),
     "source 1 needs": lambda lm: generate(lm, [[5]], max_new_tokens=512),
     "min_new_tokens is 5": lambda lm: generate(lm, [[5]], max_new_tokens=4, min_new_tokens=5),
+    "banned holds every id": lambda lm: generate(lm, [[5]], banned=list(range(257))),
     "method=lora2": lambda lm: make_theta(lm, "lora2", 3, 0, []),
     "model cannot be written": lambda lm: save_prefix(load_prefix("good.pt"), "model"),
     "gone/a.pt cannot be written": lambda lm: save_prefix(load_prefix("good.pt"), "gone/a.pt"),

@@ -80,9 +80,15 @@ def test_what_is_given_goes_before_every_preset():
 def test_the_help_lists_every_key_with_its_default(capsys):
     train.main(["--help"])
     lines = capsys.readouterr().out.splitlines()
-    for field in dataclasses.fields(Config):
-        assert [line for line in lines if line.startswith(f"  {field.name}={getattr(Config(), field.name)} ")]
+    for name, default in vars(Config()).items():  # None, which means the model's own, cannot be typed
+        assert [line for line in lines if line.startswith(f"  {name}={'' if default is None else default} ")]
     assert max(map(len, lines)) <= 100
+
+
+@pytest.mark.parametrize("typed", ["3", "+3", " 3", "3.0", "0_3"])
+def test_a_short_longest_text_gives_way_to_no_minimum_however_it_is_typed(typed):
+    config = parse("dataset=xsum", f"max_new_tokens={typed}")
+    assert (config.min_new_tokens, config.max_new_tokens) == (3, 3)
 
 
 def test_the_flags_of_sample_follow_from_decoding(monkeypatch, capsys):

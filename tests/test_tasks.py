@@ -208,13 +208,17 @@ BAD_FILES = [  # name, content, words; each as an input and, where it has a refe
     *(("a" + ending, text, "is empty") for ending in (".csv", ".json", ".txt") for text in ("", "\n \n\t\n")),
     ("a.csv", "name,food\n", "is empty"),
     ("a.txt", "[ ]", "is empty"),
-    ("a.json", '["A"]', "stands where a record"),
+    ("a.json", '["A", ["B"]]', "record 2 .*stands where a record"),
+    *(("a" + ending, "[1, 2]", "record 1 .*stands where a record") for ending in (".txt", ".json", "")),
+    ("a.csv", 'name\nA\n""\nB\n', "line 3 .*the record is empty"),
+    ("a.txt", "name : A".encode("utf-16-le"), "line 1: UTF-16, not UTF-8"),
+    ("a.csv", "name\rA\r\0", "line 3: UTF-16, not UTF-8"),
+    ("a.jsonl", '{"name": "A"}\r3', "line 2 .*stands where a record"),
     ("a.jsonl", '{"name": "A"}\n3', "line 2 .*stands where a record"),
     ("a.txt", b"ok\ncaf\xe9", "line 2: not UTF-8; save the file as UTF-8"),
     ("a.csv", CSV.encode("utf-16"), "line 1: UTF-16, not UTF-8; save the file as UTF-8"),
     ("a.txt", b"\xfe\xff\0A", "UTF-16, not UTF-8"),
     ("a.json", "name : A", r"a\.json, line 1 .*Expecting value"),
-    ("a.json", "[1, 2]", "line 1 is incomplete or wrong"),
     ("a.json", '[{"name": "A"}, 2]', "record 2 is incomplete or wrong"),
     ("a.txt", 'name : A\n{"name": "A"', "line 2 .*Expecting"),
     ("a.txt", '{\n "name": "A"\n', "Expecting"),
@@ -231,6 +235,21 @@ BAD_FILES = [  # name, content, words; each as an input and, where it has a refe
 def test_a_bad_input_is_one_sentence_with_its_place(name, content, words, tmp_path):
     path = write(tmp_path / name, content)
     assert refuse(words, read_input, str(path), "e2e").startswith(f"--input {path}")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sources"),
+    [
+        ("a.txt", '[\n"A",\n"B"\n]', ["A", "B"]),
+        ("a.json", '["A", "B"]', ["A", "B"]),
+        ("a.txt", "[[Main page]] is here", ["[[Main page]] is here"]),
+        ("a.txt", "A\rB\r\nC\nD\u2028E", ["A", "B", "C", "D E"]),
+        ("a.csv", "document\n \n\nA\n", ["A"]),
+    ],
+)
+def test_an_odd_input_is_what_a_person_would_say_it_is(name, content, sources, tmp_path):
+    path = write(tmp_path / name, content)
+    assert [record.source for record in read_input(str(path), "xsum")] == sources
 
 
 def test_a_long_field_of_a_table_is_read():
@@ -450,7 +469,7 @@ def test_pairs_of_one_file(name, names, tmp_path):
     merged = {record.source: record.references for records in splits.values() for record in records}
     assert merged == {f"text {i}": (f"answer {i}", f"answer {i + 50}") for i in range(50)}
     assert [int(r.source[5:]) for r in splits["train"]] == sorted(int(r.source[5:]) for r in splits["train"])
-    assert "dev and test get a tenth" in find_files("pairs", str(path)).detail
+    assert "dev and test, where they have no file, get a tenth" in find_files("pairs", str(path)).detail
 
 
 def test_pairs_of_a_folder_take_the_files_of_each_split(tmp_path):

@@ -225,6 +225,16 @@ def test_what_cannot_be_reproduced_is_refused_by_name(key, tmp_path):
         load_tokenizer(save(tmp_path, {"tokenizer.json": parts}), ())
 
 
+@pytest.mark.parametrize("make", [write_json, copy_files])
+@pytest.mark.parametrize("key", ["pad_token", "additional_special_tokens", "extra_special_tokens"])
+def test_a_special_token_without_an_id_is_said(make, key, tmp_path):
+    folder = make(tmp_path, "gpt2-mini")
+    named = json.loads((folder / "tokenizer_config.json").read_text())
+    save(folder, {"tokenizer_config.json": named | {key: "<new>" if key == "pad_token" else ["<new>"]}})
+    with pytest.warns(UserWarning, match="'<new>' is a special token without an id: read as text"):
+        load_tokenizer(folder)
+
+
 def test_a_vocabulary_without_merges_and_without_end_of_text_works(tmp_path):
     files = GOOD | {"merges.txt": "#version: 0.2\r\nt h\r\nth e\r\n"}
     tokenizer = load_tokenizer(save(tmp_path, files))
