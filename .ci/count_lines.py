@@ -10,14 +10,14 @@ import tokenize
 from pathlib import Path
 
 LIMITS = {  # a folder, all below it counted, or a file -> its most code lines
-    "minprefix": 1695,
-    "tasks": 570,
+    "minprefix": 1717,
+    "tasks": 581,
     "train.py": 304,
-    "sample.py": 153,
-    "experiments": 2494,
-    "tests": 6836,
+    "sample.py": 154,
+    "experiments": 2501,
+    "tests": 6895,
     "weights": 900,
-    "notebooks": 1130,
+    "notebooks": 1158,
 }
 LAYOUT = {
     tokenize.COMMENT,

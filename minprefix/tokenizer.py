@@ -57,8 +57,9 @@ class Tokenizer:
         self.bpe = tiktoken.Encoding("", pat_str=pieces, mergeable_ranks=ranks, special_tokens={})
         self.pieces = regex.compile(pieces)
         self.can_cut = set(WHITE).isdisjoint("".join(self.added))
-        longest_first = sorted(filter(None, self.added), key=len, reverse=True)
-        self.finder = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+        # Hugging Face looks for the special ones first, and for the others in what lies between them.
+        late = {token["content"] for token in added if token.get("normalized", not token.get("special"))}
+        self.finders = [make_finder(self.added.keys() - late), make_finder(late)]
 
     def encode(self, text: str) -> list[int]:
         """The ids of `text`, none added; a literal `<|endoftext|>` or `</s>` in it is the special token.
@@ -68,13 +69,20 @@ class Tokenizer:
         """
         if not isinstance(text, str):
             raise InputError(f"a text is {reprlib.repr(text)}: it must be a string")
+        return self._encode_between(text, self.finders)
+
+    def _encode_between(self, text: str, finders: list[re.Pattern]) -> list[int]:
+        if not finders:
+            return self._encode_plain(text)
         ids, start = [], 0
-        for match in self.finder.finditer(text):
+        for match in finders[0].finditer(text):
             before = text[start : match.start()]
-            ids += self._encode_plain(before.rstrip(WHITE) if match[0] in self.strips else before)
+            ids += self._encode_between(
+                before.rstrip(WHITE) if match[0] in self.strips else before, finders[1:]
+            )
             ids.append(self.added[match[0]])
             start = match.end()
-        return ids + self._encode_plain(text[start:])
+        return ids + self._encode_between(text[start:], finders[1:])
 
     def encode_first(self, text: str, count: int) -> list[int]:
         """The first `count` ids of `text`, of which no more is read than they need."""
@@ -102,6 +110,12 @@ class Tokenizer:
         with explain((TypeError, ValueError), "what should be decoded is no list of ids", "give one"):
             found = b"".join(self.bytes_of_id.get(int(id), b"") for id in ids)
         return found.decode("utf-8", errors="replace")
+
+
+def make_finder(tokens: set[str]) -> re.Pattern:
+    """Of the longest of these that stands at a place."""
+    longest_first = sorted(filter(None, tokens), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
 
 def to_bytes(token: str) -> bytes:

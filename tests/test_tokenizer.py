@@ -29,7 +29,24 @@ SENTENCES = [
     "In 1999 they'd 12345 cafés, naïve señores, Ελληνικά, русский язык, 日本語, 한국어, हिन्दी, عربى.",
     "    def f(x):\n\n\t\treturn   x  \r\n  She said: \"I'm I'll he's we're don't DON'T\"…",
 ]
-PARTS = ["'s", "'re", "'LL", "’s", "the", " the", "1", "12", " 3", "½²Ⅷ٣", " ", "  ", "\n", " \n", "\t"]
+PARTS = [
+    "a<|sep|>",
+    "'s",
+    "'re",
+    "'LL",
+    "’s",
+    "the",
+    " the",
+    "1",
+    "12",
+    " 3",
+    "½²Ⅷ٣",
+    " ",
+    "  ",
+    "\n",
+    " \n",
+    "\t",
+]
 PARTS += ["\x1d", "\x85", "\xa0", "\u3000", "\u200b", "(", " !", "_", "\u0301", "日本", "😀👩🏽", "é"]
 PARTS += ["<|endoftext|>", "<|ENDOFTEXT|>", "<|sep|>", "<|pad|>", "covid", "covid19", "<s>", "</s>", "<mask>"]
 PARTS += [" <mask> ", "\x04", "\x06\x13", "<unk>", "<|im_end|>", "\U0005ffff", *SENTENCES]
@@ -62,7 +79,7 @@ def write_json(folder: Path, name: str) -> Path:
     theirs = transformers.AutoTokenizer.from_pretrained(copy_files(folder, name))
     theirs.add_special_tokens({"pad_token": "<|pad|>", "additional_special_tokens": ["<|sep|>"]})
     theirs.add_special_tokens({"mask_token": tokenizers.AddedToken("<mask>", lstrip=True, special=True)})
-    theirs.add_tokens(["covid", "covid19"])
+    theirs.add_tokens(["covid", "covid19", "a<|sep"])
     theirs.save_pretrained(folder)
     return folder
 
