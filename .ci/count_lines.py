@@ -15,7 +15,7 @@ LIMITS = {  # a folder, all below it counted, or a file -> its most code lines
     "train.py": 304,
     "sample.py": 154,
     "experiments": 2501,
-    "tests": 6895,
+    "tests": 6908,
     "weights": 900,
     "notebooks": 1158,
 }
