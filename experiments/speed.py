@@ -115,8 +115,8 @@ CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 
 def time_call(work: Work, clock: str = "wall", device: str = "cpu") -> dict:
     """One call, in the process of its side."""
-    held = read_held(device)
     reset_peak(device)  # else the peak could be that of loading
+    held = read_held(device)  # after it, for it gives back what has been freed
     began = CLOCKS[clock]()
     outputs = JOB[0](work)
     wait_for(device)
